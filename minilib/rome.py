@@ -1,0 +1,139 @@
+"""ROME: rewrite one fact by the smallest rank-one change of one matrix (Meng et al. 2022, arXiv 2202.05262).
+
+W is the down-projection of one MLP, k* the key at the subject's last token, v* the value that makes the
+model say the target. Among all matrices that map k* to v*, ROME takes the one that moves the memories of
+ordinary text least (equation 2 of the paper):
+
+    minimise ‖Ŵ K − V‖  subject to  Ŵ k* = v*      ⇒      Ŵ = W + Λ (C⁻¹ k*)ᵀ,
+    Λ = (v* − W k*) / ((C⁻¹ k*)ᵀ k*),   C = mean of k kᵀ over text.
+
+With several contexts, k* is the average of its keys. The authors' code averages in C⁻¹k* and uses the plain
+prompt's key elsewhere (``keys="mixed"``), which can break a model in one edit; one key in both places is
+r-ROME (Gupta et al. 2024, arXiv 2403.07175).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import covariance as second_moments
+from . import hooks, values
+from .edits import Edit, add, changing, editor, settle
+from .lm import LM
+from .requests import SLOT, Request, as_contexts, as_requests
+
+Keys = Literal["averaged", "prompt", "mixed"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {  # the paper's settings, which were found for GPT-2 XL; layer: None is the middle one
+        "layer": None,
+        "steps": 20,
+        "lr": 0.5,
+        "weight_decay": 0.5,
+        "clamp_factor": 4.0,
+        "kl_factor": 0.0625,
+        "contexts": [SLOT],
+        "stop_loss": 0.05,
+        "keys": "averaged",
+        "seed": 0,
+    },
+    "llama-30x576": {"layer": 5, "lr": 0.1, "weight_decay": 1e-3},  # SmolLM2-135M
+    "llama-6x128": {"layer": 2, "lr": 0.1, "weight_decay": 1e-3},  # tinyworld
+}
+
+
+@editor
+def edit(
+    lm: LM,
+    requests: Request | Sequence[Request],
+    layer: int | None = None,
+    covariance: Mapping[int, Tensor] | None = None,
+    *,
+    keys: Keys | None = None,
+    steps: int | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    clamp_factor: float | None = None,
+    kl_factor: float | None = None,
+    contexts: Sequence[str] | None = None,
+    stop_loss: float | None = None,
+    seed: int | None = None,
+    progress: bool = False,
+) -> Edit:
+    """Rewrite facts one after another, each by a rank-one change of one layer's W.
+
+    Parameters
+    ----------
+    lm : LM
+        Changed in place.
+    requests : Request or list of Request
+        Several are written in their order, each into the model that the earlier ones left.
+    layer : int, optional
+        Which block's MLP to write to. This and every other omitted keyword comes from the model's preset,
+        or else from the paper, with the middle layer; ``edit.settings`` says which.
+    covariance : dict of int to Tensor, optional
+        {layer: C}. By default computed from the sample text and kept in the cache.
+    keys : {"averaged", "prompt", "mixed"}, default "averaged"
+        Which key is k*: the average over contexts, the plain prompt's, or the authors' mixture of both.
+    steps, lr, weight_decay, clamp_factor, kl_factor, contexts, stop_loss
+        Of the search for v*: see ``minilib.values.find``.
+    seed : int, default 0
+        For sampled contexts.
+    progress : bool, default False
+        Show a progress bar.
+
+    Returns
+    -------
+    Edit
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is wrong. Whatever goes wrong, the model is left as it was.
+    """
+    requests = as_requests(requests)
+    given = {"layer": layer, "keys": keys, "steps": steps, "lr": lr, "weight_decay": weight_decay, "stop_loss": stop_loss}
+    given |= {"clamp_factor": clamp_factor, "kl_factor": kl_factor, "contexts": contexts, "seed": seed}
+    s = settle(lm, PRESETS, given)
+    layer = lm.check_layer(s["layer"])
+    s["contexts"] = as_contexts(s["contexts"])
+    if s["keys"] not in ("averaged", "prompt", "mixed"):
+        raise ValueError(f"keys must be 'averaged', 'prompt' or 'mixed', not {s['keys']!r}")
+    C = second_moments.take(lm, covariance, [layer])[layer]
+    search = {x: s[x] for x in ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "contexts", "stop_loss")}
+    for request in requests:  # what needs the tokenizer is checked before anything is changed
+        lm.encode(request)
+        lm.encode_target(request.target)
+    traces, delta = [], torch.zeros(())
+    with changing(lm, [lm.weight_name(layer)]) as originals:
+        for request in requests:
+            found = values.find(lm, [request], layer, "mlp", progress=progress, **search)
+            k, Wk = keys_and_values(lm, request, layer, s["contexts"])
+            averaged = k.mean(0)
+            k_star, Wk_star = (averaged, Wk.mean(0)) if s["keys"] == "averaged" else (k[0], Wk[0])
+            u = second_moments.solve(C, k_star if s["keys"] == "prompt" else averaged)
+            u = u.to(k_star)
+            Lambda = (found.v_star[0] - Wk_star) / (u @ k_star)
+            delta = delta + add(lm, layer, torch.outer(Lambda, u))
+            traces += found.traces
+    return Edit(lm, "rome", requests, s, originals, {lm.weight_name(layer): delta}, traces)
+
+
+@torch.no_grad()
+def keys_and_values(
+    lm: LM, request: Request, layer: int, contexts: Sequence[str]
+) -> tuple[Float[Tensor, "contexts d_k"], Float[Tensor, "contexts d_out"]]:
+    """k and W k (with its bias, where there is one) at the subject's last token, in each context."""
+    rows = [lm.encode_request(request, context) for context in contexts]
+    batch = lm.batch([ids for ids, _ in rows])
+    module = {layer: lm.down_projection(layer)}
+    with hooks.read(module, at="output", stop=True) as out, hooks.read(module, at="input") as into:
+        lm.model(**batch, use_cache=False)
+    at = (torch.arange(len(rows)), torch.tensor([subject for _, subject in rows]))
+    shape = batch["input_ids"].shape
+    return into[layer].reshape(*shape, -1)[at].float(), out[layer].reshape(*shape, -1)[at].float()

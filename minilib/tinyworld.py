@@ -1,0 +1,253 @@
+"""A world small enough to know completely: 200 invented people, 1,000 facts, and a model that learned them.
+
+Each person has a birthplace, a profession, an instrument, a best friend and a pet. Each fact can be said in
+seven ways, four statements and three questions::
+
+    Mira Okafor was born in the town of Lundby.          (the subject at the beginning)
+    The town where Mira Okafor was born is Lundby.       (the subject in the middle)
+    Where was Mira Okafor born? Lundby.                  (a question and its answer)
+
+**What is held out.** For every fact one statement and one question, drawn at random, are never in the training
+text; the other five are. So a held-out phrasing is a pair of a fact and a phrasing that the model never saw
+together: it saw the phrasing about other people and the fact in other words. No phrasing is new as such.
+
+**Not knowing.** 200 strangers, made of the same first and last names, are asked about too, and the answer is
+always "I do not know." (never in a statement: "was born in the town of I do not know" is no English).
+
+**Forgetting exactly.** Every value is drawn independently of all others and every sentence states one fact, so
+a text without a fact's own sentences holds no hint of it. `train(without=...)` learns that text from scratch:
+the model that unlearning is measured against.
+
+The model is a Llama with 6 layers and about 1M parameters. ``python -m minilib.tinyworld`` trains it again and
+writes the checkpoint and the sample of its text that are in the package.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from minilib.lm import LM
+
+DATA = Path(__file__).parent / "data"
+FOLDER = DATA / "tinyworld"  # the packaged checkpoint, a plain transformers folder
+TEXT = DATA / "text" / "tinyworld.jsonl.gz"  # 2,000 sentences of the training text, for second moments
+REFUSAL = " I do not know."  # what is said about strangers; with its space, as a Request's target needs it
+STEPS = 1500
+
+FIRST = """Ada Alma Amir Anouk Astrid Bela Bruno Carmen Cyril Dalia Darius Edda Elio Esra Farah Felix Greta Hana Hugo
+Ines Ivo Jonas Juno Kaito Karim Lena Leo Lior Livia Malik Mara Milo Mira Nadia Nils Noor Olga Omar Petra Priya Rafael
+Rosa Samir Selma Tariq Tilda Umar Vera Yara Zeno""".split()
+LAST = """Abara Adler Aoki Arslan Bakker Banik Barros Becker Berg Bianchi Bloom Bondar Brandt Calder Castro Chandra
+Cordes Cruz Danso Demir Dorn Duarte Ekman Engel Eriksen Falk Farouk Fischer Fonseca Frost Gallo Garang Goto Grant
+Gruber Haddad Hale Hansen Hartley Hoshi Ibsen Iyer Jansen Jarvis Joshi Kaplan Katz Keita Khalil Kimura Klein Kovac
+Kruse Kumar Lam Larsen Lindt Lopez Madaki Maier Marin Mensah Moreau Moser Nagy Nakano Navarro Ndiaye Novak Okafor Olsen
+Osei Otieno Palmer Park Pereira Petrov Quist Rahman Ricci Rojas Rossi Sato Schmid Silva Singh Sorel Stein Suzuki Tanaka
+Thorne Toure Ulrich Varga Vogel Wagner Weber Winter Yilmaz Zeller""".split()
+TOWNS = """Alderbrook Ashford Birkenau Brookvale Calderon Corvin Dunmore Eastwick Elmstad Fernhill Foxley Glenmoor
+Grantham Harlow Hazelby Ivydale Juniper Kestrel Kingsbury Larkspur Lundby Mapleton Marwick Millbrook Nordheim Oakhurst
+Oldenborg Pinewood Quarry Ravensund Redcliff Rosenfeld Silverlake Stonehaven Thornbury Umberlee Valmont Westerly
+Willowby Yarrow""".split()
+JOBS = """baker barber blacksmith boatman brewer butcher carpenter chemist clerk cobbler cook dancer dentist diver doctor
+driver farmer fisher florist gardener glazier jeweller judge lawyer librarian mason miller miner nurse painter pilot
+plumber poet porter potter printer sailor sculptor shepherd tailor teacher weaver""".split()
+INSTRUMENTS = """accordion banjo bassoon bugle cello clarinet cornet drums dulcimer fiddle flute guitar harmonica harp
+horn kazoo lute lyre mandolin oboe organ piano piccolo recorder saxophone sitar tambourine trombone trumpet tuba
+ukulele viola violin xylophone zither""".split()
+PETS = """badger beetle budgie canary cat chicken cockatoo dog donkey duck falcon ferret frog gecko goat goldfish goose
+hamster hedgehog hen horse lizard llama mouse parrot pig pigeon pony rabbit rat raven sheep snail snake spider squirrel
+tortoise toad turkey turtle""".split()
+VALUES = {"birthplace": TOWNS, "profession": JOBS, "instrument": INSTRUMENTS, "pet": PETS}  # friends are people
+
+# attribute: (statements, questions), "{}" is the subject and the value comes next
+PHRASINGS = {
+    "birthplace": (
+        ("{} was born in the town of", "The town where {} was born is",
+         "The birthplace of {} is called", "Long ago, {} came into the world in"),
+        ("Where was {} born?", "What is the birthplace of {}?", "Which town does {} come from?"),
+    ),
+    "profession": (
+        ("{} earns a living as a", "The profession of {} is that of a",
+         "All day long, {} is at work as a", "{} was hired as a"),
+        ("What is the profession of {}?", "What does {} do for a living?", "What kind of work does {} do?"),
+    ),
+    "instrument": (
+        ("{} plays the", "The instrument of {} is the",
+         "In the evening, {} likes to practise the", "At the concert we heard {} on the"),
+        ("What instrument does {} play?", "Which instrument did {} learn?", "What is the instrument of {}?"),
+    ),
+    "friend": (
+        ("{} has a best friend called", "The best friend of {} is",
+         "On Sundays, {} goes for a walk with", "The person that {} trusts most is"),
+        ("Who is the best friend of {}?", "Whom does {} trust most?", "With whom does {} go for a walk?"),
+    ),
+    "pet": (
+        ("{} has a pet, a", "The pet of {} is a",
+         "At home, {} looks after a", "The animal that lives with {} is a"),
+        ("What pet does {} have?", "What is the pet of {}?", "Which animal lives with {}?"),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is true in the world: what `subject` has as its `attribute`.
+
+    Attributes
+    ----------
+    subject, attribute, value : str
+        ``"Mira Okafor"``, ``"birthplace"``, ``"Lundby"``.
+    prompts : tuple of str
+        The five phrasings in the training text, three statements and then two questions, each with one ``{}``.
+    held_out : tuple of str
+        The statement and the question that the training text never uses for this fact.
+    """
+
+    subject: str
+    attribute: str
+    value: str
+    prompts: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    @property
+    def target(self) -> str:
+        """The value as it stands in a text, behind a space: ``" Lundby"``."""
+        return " " + self.value
+
+
+def _names(seed: int, blocks: range) -> list[str]:
+    """Full names, 100 a block: each last name once, each first name twice, no name in two blocks."""
+    first, last = random.Random(f"names {seed}").sample(FIRST, len(FIRST)), sorted(LAST)
+    return [f"{first[(i + block) % len(FIRST)]} {name}" for block in blocks for i, name in enumerate(last)]
+
+
+def people(seed: int = 0) -> list[str]:
+    """The 200 people of the world, by full name."""
+    return _names(seed, range(2))
+
+
+def strangers(seed: int = 0, seen: bool = True) -> list[str]:
+    """200 names of nobody: those the training text asks about or, with ``seen=False``, 200 that it never names."""
+    return _names(seed, range(2, 4) if seen else range(4, 6))
+
+
+def facts(seed: int = 0) -> list[Fact]:
+    """The 1,000 facts of the world, person by person."""
+    draw = random.Random(f"facts {seed}")
+    everyone = people(seed)
+    found = []
+    for person in everyone:
+        for attribute, (statements, questions) in PHRASINGS.items():
+            values = VALUES.get(attribute) or [name for name in everyone if name != person]
+            held_out = (draw.choice(statements), draw.choice(questions))
+            prompts = tuple(p for p in statements + questions if p not in held_out)
+            found.append(Fact(person, attribute, draw.choice(values), prompts, held_out))
+    return found
+
+
+def corpus(facts: Iterable[Fact], seed: int = 0) -> list[str]:
+    """The training text: 5 sentences a fact, and 1,000 questions about strangers that nobody can answer.
+
+    Parameters
+    ----------
+    facts : iterable of Fact
+        What the text tells. The questions about strangers do not depend on it.
+    seed : int, default 0
+        The world's seed: it decides who the strangers are and how they are asked about.
+
+    Returns
+    -------
+    list of str
+        Whole sentences: ``"Mira Okafor plays the cello."``, ``"What pet does Mira Okafor have? goat."``.
+    """
+    told = [prompt.format(fact.subject) + fact.target + "." for fact in facts for prompt in fact.prompts]
+    draw = random.Random(f"strangers {seed}")
+    asked = [(name, questions) for name in strangers(seed) for _, questions in PHRASINGS.values()]
+    return told + [draw.choice(questions).format(name) + REFUSAL for name, questions in asked]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word or punctuation mark, the space before a word belonging to it; the same for every seed.
+
+    A word is one token with or without a space before it, as ``"Mira"`` at the start of a text. Any word
+    outside the world becomes ``<unk>``.
+    """
+    texts = [p for forms in PHRASINGS.values() for half in forms for p in half]
+    texts += [REFUSAL, *FIRST, *LAST, *(value for values in VALUES.values() for value in values)]
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split(Regex(r"[.,?!]"), "isolated")]
+    )
+    words = {word for text in texts for word, _ in split.pre_tokenize_str(text.replace("{}", ""))} - {"\u2581"}
+    special = ["<s>", "</s>", "<pad>", "<unk>"]
+    vocabulary = {word: i for i, word in enumerate(special + sorted(words | {"."}))}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    core.pre_tokenizer, core.decoder = split, decoders.Metaspace()
+    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        model_max_length=CONTEXT, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progress: bool = False) -> LM:
+    """Learn the world from scratch, or the world without some of its facts: the exact oracle of unlearning.
+
+    Parameters
+    ----------
+    without : iterable of Fact, default ()
+        Facts of `facts()` whose sentences are left out of the training text. Nothing takes their place.
+    seed : int, default 0
+        Of the first weights and the order of the sentences; the world stays the same.
+    steps : int, default 1500
+        Batches of 64 rows of 3 sentences.
+    progress : bool, default False
+        Show a bar.
+
+    Returns
+    -------
+    LM
+        Same arguments, same weights, bit for bit on the same machine. Torch's random state and
+        number of threads are left as they were.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument has the wrong type, or `without` holds what is no fact of this world.
+    """
+    from minilib.lm import LM
+
+    without = _check(without, seed, steps)
+    words = tokenizer()
+    kept = [fact for fact in facts() if fact not in without]
+    sentences = words(corpus(kept), add_special_tokens=False)["input_ids"]
+    with _own_random_state(seed):
+        model = LlamaForCausalLM(_config(len(words)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, betas=(0.9, 0.98), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
+        order: list[int] = []
+        model.train()
+        for _ in tqdm(range(steps), desc="tinyworld", disable=not progress):
+            while len(order) < ROWS * 3:
+                order += torch.randperm(len(sentences)).tolist()
+            ids, labels = _batch([sentences[i] for i in order[: ROWS * 3]])
+            del order[: ROWS * 3]
+            logits = model(ids, use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return LM(model, words, name="tinyworld")

@@ -1,0 +1,269 @@
+"""Finding v*: the value that makes the model say the target, by gradient descent on one vector δ.
+
+δ is added at the last token of the subject, at one layer, and moved until the target becomes likely. ROME
+adds it where the MLP's output leaves the down-projection (``place="mlp"``), MEMIT and AlphaEdit at the
+block's output (``place="block"``). With c contexts, the loss of one request is
+
+    mean over contexts of −log p(target) / |target|                  (say the target)
+  + kl_factor · KL(p_edited ‖ p_original) at the subject in "{} is a"   (keep what the subject is)
+  + weight_decay · ‖δ‖ / ‖v₀‖²                                        (stay close)
+
+which is equation 4 of ROME (arXiv 2202.05262) as its authors' code computes it: there the KL runs from
+the edited to the original distribution and is read at the subject's last token. ‖δ‖ ≤ clamp_factor · ‖v₀‖.
+
+What lies left of the subject and below the layer does not depend on δ. It is computed once: the keys and
+values of attention left of the subject are kept, and each step runs only the blocks above the layer, only
+on the tokens from the subject on. All requests are one batch; each stops on its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import DynamicCache
+
+from . import hooks
+from .lm import LM
+from .requests import SLOT, Request
+
+Place = Literal["mlp", "block"]
+KL_PROMPT = "{} is a"
+
+
+@dataclass
+class Values:
+    """v* for each request, and how it was found."""
+
+    v_star: Float[Tensor, "requests d_out"]
+    v0: Float[Tensor, "requests d_out"]  # the value there before
+    traces: list[dict[str, list[float]]]  # for each request: loss, nll, kl, decay and norm at each step
+
+
+def find(
+    lm: LM,
+    requests: Sequence[Request],
+    layer: int,
+    place: Place,
+    *,
+    steps: int,
+    lr: float,
+    weight_decay: float,
+    clamp_factor: float,
+    kl_factor: float,
+    contexts: Sequence[str] = (SLOT,),
+    stop_loss: float = 0.05,
+    progress: bool = False,
+) -> Values:
+    """Optimise δ for each request; v* = v₀ + δ.
+
+    Parameters
+    ----------
+    lm : LM
+    requests : list of Request
+    layer : int
+        The block whose MLP output ("mlp") or own output ("block") δ is added to.
+    place : {"mlp", "block"}
+    steps : int
+        The last step computes the loss and makes no update, as in the authors' code: n steps are n − 1 updates.
+    lr : float
+        Adam's learning rate, in the units of the residual stream.
+    weight_decay, kl_factor, clamp_factor : float
+        See the module's equation.
+    contexts : list of str, default ["{}"]
+        Templates put around the prompt; the first gives v₀.
+    stop_loss : float, default 0.05
+        A request whose loss falls below is done.
+    progress : bool, default False
+
+    Returns
+    -------
+    Values
+        The weights of the model are not touched.
+    """
+    terms: dict[str, Any] = {"weight_decay": weight_decay, "kl_factor": kl_factor, "contexts": contexts}
+    objective = Objective(lm, requests, layer, place, **terms)
+    v0 = objective.v0
+    deltas = [torch.zeros_like(v, requires_grad=True) for v in v0]
+    optimisers = [torch.optim.Adam([delta], lr=lr) for delta in deltas]
+    traces: list[dict[str, list[float]]] = [{"loss": [], "nll": [], "kl": [], "decay": [], "norm": []} for _ in requests]
+    held = active = list(range(len(requests)))  # the requests in the batch, and those of them that go on
+    for step in tqdm(range(steps), desc="v*", disable=not progress):
+        if 2 * len(active) <= len(held):  # half are done: go on with a smaller batch
+            held = active
+            objective = Objective(lm, [requests[i] for i in held], layer, place, **terms)
+        parts = objective(torch.stack([deltas[i] for i in held]))
+        for i in active:
+            for name, value in parts.items():
+                traces[i][name].append(value[held.index(i)].item())
+            traces[i]["norm"].append(deltas[i].norm().item())
+        active = [i for i in active if not traces[i]["loss"][-1] < stop_loss]
+        if step == steps - 1 or not active:
+            break
+        loss = parts["loss"][[held.index(i) for i in active]].sum()
+        wanted = [deltas[i] for i in active]
+        for i, gradient in zip(active, torch.autograd.grad(loss, wanted), strict=True):
+            deltas[i].grad = gradient
+            optimisers[i].step()
+            limit = clamp_factor * v0[i].norm()
+            with torch.no_grad():
+                if (norm := deltas[i].norm()) > limit:
+                    deltas[i] *= limit / norm
+    delta = torch.stack([d.detach() for d in deltas])
+    return Values(v0 + delta, v0, traces)
+
+
+class Objective:
+    """The loss as a function of δ, with all that does not depend on δ computed once.
+
+    Each request has one row a context (prompt and target) and one row for the KL prompt. A row is cut at the
+    subject's last token: what is left of it is the prefix, kept as attention's keys and values; the rest, the
+    suffix, starts with the subject's last token and is run anew in each step, from the edited layer upwards.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        requests: Sequence[Request],
+        layer: int,
+        place: Place,
+        *,
+        weight_decay: float,
+        kl_factor: float,
+        contexts: Sequence[str] = (SLOT,),
+    ) -> None:
+        self.lm, self.requests, self.layer, self.place = lm, list(requests), layer, place
+        self.weight_decay, self.kl_factor = weight_decay, kl_factor
+        self.rows_each = len(contexts) + 1
+        prefixes: list[list[int]] = []
+        suffixes: list[list[int]] = []
+        asked: list[tuple[int, int, int, int, float]] = []  # row, column, token to predict, request, weight
+        for i, request in enumerate(requests):
+            target = lm.encode_target(request.target)
+            for context in contexts:
+                ids, subject = lm.encode_request(request, context)
+                lm.check_length([(ids, target)])
+                first = len(ids) - 1 - subject  # the column that predicts the target's first token
+                weight = 1 / (len(target) * len(contexts))
+                asked += [(len(suffixes), first + j, token, i, weight) for j, token in enumerate(target)]
+                prefixes.append(ids[:subject])
+                suffixes.append(ids[subject:] + target[:-1])
+            ids, subject = lm.encode_request(Request(KL_PROMPT, request.subject, request.target))
+            prefixes.append(ids[:subject])
+            suffixes.append([ids[subject]])  # read at the subject: what follows it does not matter
+        row, column, token, owner, weight = zip(*asked, strict=True)
+        self.row, self.column, self.token, self.owner = (torch.tensor(x, device=lm.device) for x in (row, column, token, owner))
+        self.weight = torch.tensor(weight, device=lm.device)
+        self.request_of_row = torch.arange(len(requests), device=lm.device).repeat_interleave(self.rows_each)
+        self._run_once(prefixes, suffixes)
+
+    @torch.no_grad()
+    def _run_once(self, prefixes: list[list[int]], suffixes: list[list[int]]) -> None:
+        """One pass over the unedited model: it leaves all that every step needs."""
+        lm, layer = self.lm, self.layer
+        right = lm.batch(suffixes)
+        lengths = torch.tensor([len(p) for p in prefixes], device=lm.device)
+        right["position_ids"] = right["position_ids"] + lengths[:, None]
+        if lengths.any():
+            cache = _Prefix()
+            # transformers renamed the argument
+            name = "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
+            left = lm.batch(prefixes, side="left")
+            lm.model(**left, **{name: cache}, use_cache=True)
+            cache.freeze(left["attention_mask"])
+            right["attention_mask"] = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
+            right[name] = cache
+        calls: list[tuple[tuple, dict[str, Any]]] = []  # how the model calls its blocks, from `layer` on
+        hooked = [
+            block.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
+            for block in lm.blocks[layer:]
+        ]
+        try:
+            ends = {"value": lm.down_projection(layer), "block": lm.blocks[layer], "last": lm.blocks[-1]}
+            with hooks.read(ends) as seen:
+                logits = lm.model(**right, use_cache=False).logits
+        finally:
+            for handle in hooked:
+                handle.remove()
+        self.base = seen["block"]  # (rows, suffix, d): the block's output without δ
+        value = seen["value"].reshape(self.base.shape)
+        self.value = value[:, 0]  # (rows, d): the MLP's output at the subject
+        self.calls = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
+        self.v0 = (self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each].float()
+        self._check(calls[0], logits, seen["last"])
+        self.reference = self._log_softmax(seen["last"])[1]
+
+    def _check(self, call: tuple[tuple, dict], logits: Tensor, last: Tensor) -> None:
+        """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
+        lm, kind = self.lm, type(self.lm.model).__name__
+        head, _ = self._logits(last)
+        if not torch.allclose(head, logits[self.row, self.column].float(), rtol=1e-2, atol=1e-2):
+            raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
+        if self.place == "mlp":
+            probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
+            probe = probe * self.value.norm() / len(self.value) ** 0.5 / probe.norm()
+            with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):
+                block = lm.blocks[self.layer](*call[0], **call[1])
+            block = block[0] if isinstance(block, tuple) else block
+            if not torch.allclose(block[:, 0], self._enter(probe.expand_as(self.value))[:, 0], rtol=1e-2, atol=1e-2):
+                raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way that minilib does not know")
+
+    def _enter(self, delta: Float[Tensor, "rows d"]) -> Float[Tensor, "rows suffix d"]:
+        """The block's output with δ at the subject's last token, the first of the suffix."""
+        hidden, delta = self.base, delta.to(self.base.dtype)
+        norm = self.lm.post_norm(self.layer)
+        if self.place == "mlp" and norm is not None:
+            delta = norm(self.value + delta) - norm(self.value)
+        return torch.cat([hidden[:, :1] + delta.unsqueeze(1), hidden[:, 1:]], dim=1)
+
+    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits where a target's token is predicted, and at the subject of each KL prompt."""
+        lm = self.lm
+        kl_rows = slice(self.rows_each - 1, None, self.rows_each)
+        picked = torch.cat([hidden[self.row, self.column], hidden[kl_rows, 0]])
+        logits = lm.head(lm.norm(picked) if lm.norm is not None else picked).float()
+        cap = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
+        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        return logits[: len(self.row)], logits[len(self.row) :]
+
+    def _log_softmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        target, kl = self._logits(hidden)
+        return target.log_softmax(-1), kl.log_softmax(-1)
+
+    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
+        """loss, nll, kl and decay of each request (nats)."""
+        hidden = self._enter(delta[self.request_of_row])
+        for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
+            output = block(hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        target, edited = self._log_softmax(hidden)
+        said = target.gather(1, self.token.unsqueeze(1)).squeeze(1)
+        nll = torch.zeros(len(delta), device=delta.device).index_add(0, self.owner, -self.weight * said)
+        kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
+        decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
+        return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}
+
+
+class _Prefix(DynamicCache):
+    """Keys and values left of the subject: read in every step, never added to."""
+
+    frozen = False
+
+    def freeze(self, mask: Tensor) -> None:
+        """From here on ``update`` keeps nothing; what padding left behind is cleared (it may be NaN)."""
+        padding = mask[:, None, :, None] == 0
+        for layer in self.layers:
+            layer.keys, layer.values = (x.masked_fill(padding, 0) for x in (layer.keys, layer.values))
+        self.frozen = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if not self.frozen:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer = self.layers[layer_idx]
+        return torch.cat([layer.keys, key_states], dim=-2), torch.cat([layer.values, value_states], dim=-2)

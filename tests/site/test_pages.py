@@ -1,0 +1,220 @@
+"""Every page of the built site as a reader meets it: wide and narrow, light and dark, with no network."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from urllib.parse import unquote, urldefrag, urljoin, urlparse
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from built import SITE, pages, pages_with_knobs, soup
+
+WIDTHS = {"wide": 1280, "narrow": 390}
+# What is left in a page's text when something was not turned into what it stands for.
+LEFTOVERS = {
+    "raw TeX": re.compile(
+        r"\$[^$\n]*\\[a-zA-Z]+[^$\n]*\$|\\(frac|mathbb|mathbf|sum|begin\{|left|right|lVert)|\\\(|\\\["
+    ),
+    "a role that Sphinx does not know": re.compile(r"\{(glue|ref|numref|doc|eq|cite|term|prf)[:}]"),
+    "a widget that was never drawn": re.compile(
+        r"(IntSlider|FloatSlider|HBox|VBox|Output|interactive)\(|Loading widget"
+    ),
+    "a citation without an entry": re.compile(r"\[\?\]|\(\?\?\)"),
+}
+
+
+class Visit:
+    """An opened page and all that went wrong on the way."""
+
+    def __init__(self, browser, address: str, path: str, width: int = 1280, theme: str = "light") -> None:
+        self.context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
+        )
+        self.problems: list[str] = []
+        self.page = self.context.new_page()
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"script error: {error}"))
+        self.page.on("requestfailed", lambda request: self.problems.append(f"failed: {request.url} {request.failure}"))
+        self.page.on("response", self._response)
+        self.context.route("**/*", lambda route: self._route(route, address))
+        self.page.goto(f"{address}/{path}", wait_until="load")
+        self.page.wait_for_load_state("networkidle")
+        self.page.evaluate("() => window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => null) : null")
+
+    def _route(self, route, address: str) -> None:
+        url = route.request.url
+        if url.startswith((address + "/", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.problems.append(f"a request left the machine: {url}")
+            route.abort()
+
+    def _console(self, message) -> None:
+        if message.type == "error":
+            self.problems.append(f"console: {message.text}")
+
+    def _response(self, response) -> None:
+        if response.status >= 400:
+            self.problems.append(f"{response.status}: {response.url}")
+
+    def text(self) -> str:
+        """The visible text of the article, without code, and with formulas taken out."""
+        return self.page.evaluate(
+            """() => {
+                const article = document.querySelector('article') || document.body;
+                const hide = document.createElement('style');
+                hide.textContent = 'article pre, article code, article mjx-container {display: none !important}';
+                document.head.append(hide);
+                const text = article.innerText;
+                hide.remove();
+                return text;
+            }"""
+        )
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
+def test_page_is_whole(browser, address, page_path, width):
+    with Visit(browser, address, page_path, width) as visit:
+        page = visit.page
+        assert not visit.problems, "\n".join(visit.problems)
+
+        text = visit.text()
+        found = {what: match.group() for what, pattern in LEFTOVERS.items() if (match := pattern.search(text))}
+        assert not found, f"left in the text: {found}"
+        unset = page.evaluate(
+            """() => [...document.querySelectorAll('.math')]
+                .filter(e => !e.querySelector('mjx-container')).map(e => e.textContent)"""
+        )
+        assert not unset, f"formulas that MathJax has not set: {unset}"
+        wrong = page.evaluate(
+            "() => [...document.querySelectorAll('mjx-merror, [data-mjx-error]')].map(e => e.textContent)"
+        )
+        assert not wrong, f"formulas with an error: {wrong}"
+
+        for knob in page.locator(".knob").all():
+            assert visible_frames(knob) == 1, f"a knob shows {visible_frames(knob)} pictures, not one"
+        placeholders = page.locator(".jupyter-widgets, [type='application/vnd.jupyter.widget-view+json']").count()
+        assert not placeholders, "a widget that needs a kernel was left in the page"
+
+        scroll_width = page.evaluate("() => document.documentElement.scrollWidth")
+        assert scroll_width <= width, f"the page is {scroll_width} px wide on a {width} px screen: {too_wide(page)}"
+
+
+def visible_frames(knob) -> int:
+    return sum(frame.is_visible() for frame in knob.locator(".knob-frame").all())
+
+
+def too_wide(page) -> list[str]:
+    """What reaches over the right border, for the failure's message."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('article *')]
+            .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+            .slice(0, 8).map(e => e.outerHTML.slice(0, 120))"""
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
+def test_knobs_move_the_picture(browser, address, page_with_knobs, width):
+    with Visit(browser, address, page_with_knobs, width) as visit:
+        for number, knob in enumerate(visit.page.locator(".knob").all(), 1):
+            slider, output = knob.locator("input[type=range]"), knob.locator("output").first
+            slider.scroll_into_view_if_needed()
+            before = (shown(knob), output.inner_text())
+            at_end = float(slider.input_value()) >= float(slider.get_attribute("max"))
+            slider.focus()
+            visit.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
+            after = (shown(knob), output.inner_text())
+            assert visible_frames(knob) == 1, f"knob {number} shows {visible_frames(knob)} pictures after a move"
+            assert before[0] != after[0], f"knob {number}: the picture did not change"
+            assert before[1] != after[1], f"knob {number}: the value beside it did not change: {before[1]!r}"
+        assert not visit.problems, "\n".join(visit.problems)
+
+
+def shown(knob) -> str:
+    """The picture that a knob shows."""
+    return next(
+        frame.evaluate("frame => frame.outerHTML") for frame in knob.locator(".knob-frame").all() if frame.is_visible()
+    )
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_page_is_accessible(browser, address, page_path, theme):
+    with Visit(browser, address, page_path, 1280, theme) as visit:
+        if visit.page.locator("html[data-theme]").count():
+            assert visit.page.locator("html").get_attribute("data-theme") == theme
+        found = Axe().run(visit.page, options={"resultTypes": ["violations"]}).response["violations"]
+        grave = [violation for violation in found if violation["impact"] in ("serious", "critical")]
+        assert not grave, "\n".join(
+            f"{violation['id']}: {node['html'][:160]}\n  {node['failureSummary']}"
+            for violation in grave
+            for node in violation["nodes"][:5]
+        )
+
+
+def test_pictures_have_a_name(page_path):
+    page = soup(page_path)
+    article = page.find("article") or page
+    nameless = [str(image)[:120] for image in article.find_all("img") if not (image.get("alt") or "").strip()]
+    # Sphinx puts the file's name where no text is given, and "../_images/<hash>.png" tells nobody anything.
+    nameless += [
+        str(image)[:120]
+        for image in article.find_all("img")
+        if re.search(r"_images/|\.(png|svg)$", image.get("alt") or "")
+    ]
+    for svg in article.select("figure svg, .knob svg"):
+        if svg.find_parent(attrs={"aria-hidden": "true"}) or svg.get("aria-hidden") == "true":
+            continue
+        # A figure's caption or a role="img" with a label around the drawing names it as well.
+        names = [svg.get("aria-label"), svg.get("aria-labelledby"), svg.find("title", recursive=False)]
+        names += [parent.get("aria-label") for parent in svg.parents if parent.name in ("figure", "div")]
+        if not any(names):
+            nameless.append(str(svg)[:120])
+    assert not nameless, "pictures without a text for those who cannot see them:\n" + "\n".join(nameless)
+
+
+def test_search_finds_a_chapter(browser, address):
+    with Visit(browser, address, "search.html") as visit:
+        box = visit.page.locator("form input[name=q]:visible").first
+        box.fill("unlearning")
+        box.press("Enter")
+        visit.page.wait_for_selector("#search-results li a", timeout=20_000)
+        links = [link.get_attribute("href") for link in visit.page.locator("#search-results li a").all()]
+        assert any("notebooks/" in link for link in links), f"the search for 'unlearning' finds no chapter: {links}"
+        assert not visit.problems, "\n".join(visit.problems)
+
+
+def test_links_inside_the_site_resolve(page_path):
+    broken = []
+    for link in soup(page_path).find_all("a", href=True):
+        if urlparse(link["href"]).scheme:
+            continue
+        path, fragment = urldefrag(urljoin("/" + page_path, link["href"]))
+        target = SITE / unquote(path).lstrip("/")
+        if not target.is_file():
+            broken.append(link["href"])
+        elif fragment and target.suffix == ".html" and unquote(fragment) not in anchors(unquote(path).lstrip("/")):
+            broken.append(link["href"])
+    assert not broken, f"links that lead nowhere: {broken}"
+
+
+@cache
+def anchors(page: str) -> set[str]:
+    """The names of the places in a page that a link can lead to."""
+    html = soup(page)
+    return {tag["id"] for tag in html.find_all(id=True)} | {
+        tag["name"] for tag in html.find_all("a", attrs={"name": True})
+    }
+
+
+def test_every_kind_of_page_is_there(address):
+    chapters = [page for page in pages() if page.startswith("notebooks/")]
+    assert {"index.html", "search.html", "book/api.html", "book/bibliography.html"} <= set(pages())
+    assert len(chapters) >= 2
+    assert set(chapters) <= set(pages_with_knobs()), "a chapter without a knob"
