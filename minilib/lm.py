@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import packaged
-from .requests import SLOT, Request
+from .requests import SLOT, Request, as_requests
 
 
 class Layout(NamedTuple):
@@ -353,25 +353,28 @@ class LM:
             found.append(logits[torch.arange(len(chunk), device=logits.device), ends.to(logits.device)].float().log_softmax(-1))
         return torch.cat(found)
 
+    def pairs(self, requests: Request | Sequence[Request]) -> list[tuple[list[int], list[int]]]:
+        """The tokens of each request's prompt and of its target."""
+        pairs = [(self.encode(r).ids, self.encode_target(r.target)) for r in as_requests(requests)]
+        self.check_length(pairs)
+        return pairs
+
     @torch.no_grad()
     def target_steps(
-        self, requests: Request | Sequence[Request], batch_size: int = 32
-    ) -> Iterator[tuple[Float[Tensor, "target vocabulary"], Int[Tensor, "target"]]]:
-        """For each request, the log-probabilities at each step of its target, the earlier tokens given, and the target."""
-        _, requests = _as_prompts(requests)
-        pairs = [(self.encode(r).ids, self.encode_target(r.target)) for r in requests]
-        self.check_length(pairs)
+        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
+    ) -> Iterator[Float[Tensor, "target vocabulary"]]:
+        """For each pair of prompt and target tokens, the log-probabilities at each step of the target, the earlier given."""
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
             logits = self.model(**self.batch([p + t[:-1] for p, t in chunk]), use_cache=False).logits
             for row, (prompt, target) in zip(logits, chunk, strict=True):
-                steps = row[len(prompt) - 1 : len(prompt) - 1 + len(target)]
-                yield steps.float().log_softmax(-1), torch.tensor(target, device=steps.device)
+                yield row[len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
 
     def target_logprobs(self, requests: Request | Sequence[Request], batch_size: int = 32) -> list[Float[Tensor, "target"]]:
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
-        steps = self.target_steps(requests, batch_size)
-        return [logprobs.gather(1, target.unsqueeze(1)).squeeze(1) for logprobs, target in steps]
+        pairs = self.pairs(requests)
+        steps = self.target_steps(pairs, batch_size)
+        return [x[torch.arange(len(t)), torch.tensor(t, device=x.device)] for x, (_, t) in zip(steps, pairs, strict=True)]
 
     def probability(self, requests: Request | Sequence[Request]) -> Any:
         """The probability that the model says the whole target after the prompt.

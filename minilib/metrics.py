@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from .lm import LM
 from .requests import Request, as_requests
 
@@ -48,12 +50,11 @@ def reliability(lm: LM, requests: Request | Sequence[Request]) -> Score:
         The ones that were edited.
     """
     requests = as_requests(requests)
-    steps = [(logprobs.argmax(-1) == target, len(target)) for logprobs, target in lm.target_steps(requests)]
-    longest = max(n for _, n in steps) + 4
-    answers = lm.generate(requests, max_new_tokens=longest)
+    pairs = lm.pairs(requests)
+    answers = lm.generate(requests, max_new_tokens=max(len(target) for _, target in pairs) + 4)
     rows = [
-        {"prompt": r.text, "target": r.target, "answer": a, "success": says(a, r.target), "forced": hit.float().mean().item()}
-        for r, a, (hit, _) in zip(requests, answers, steps, strict=True)
+        {"prompt": r.text, "target": r.target, "answer": a, "success": says(a, r.target), "forced": f}
+        for r, a, f in zip(requests, answers, _forced(lm, pairs), strict=True)
     ]
     return _score(rows)
 
@@ -82,30 +83,19 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
     if not prompts or len(prompts) != len(before):
         raise ValueError(f"prompts and before must be equally many and not empty, not {len(prompts)} and {len(before)}")
     answers = lm.generate(prompts, chat=chat)
-    forced = _forced(lm, prompts, before, chat)
+    wrap = lm.has_chat if chat is None else chat
+    pairs = [(lm.encode(p, chat=wrap).ids, lm.encode_target(b or " ")) for p, b in zip(prompts, before, strict=True)]
     rows = [
         {"prompt": p.text if isinstance(p, Request) else p, "before": b, "answer": a, "success": a == b, "forced": f}
-        for p, b, a, f in zip(prompts, before, answers, forced, strict=True)
+        for p, b, a, f in zip(prompts, before, answers, _forced(lm, pairs), strict=True)
     ]
     return _score(rows)
 
 
-def _forced(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], chat: bool | None) -> list[float]:
-    """The share of the former answer's tokens that are still the likeliest, the earlier ones given."""
-    chat = lm.has_chat if chat is None else chat
-    found = []
-    for prompt, answer in zip(prompts, before, strict=True):
-        if not answer:
-            found.append(1.0)
-            continue
-        if isinstance(prompt, Request):
-            request = Request(prompt.prompt, prompt.subject, answer, prompt.chat)
-        else:
-            first, _, rest = prompt.partition(" ")
-            request = Request("{}" + (" " + rest if rest else ""), first, answer, chat)
-        ((logprobs, target),) = lm.target_steps(request)
-        found.append((logprobs.argmax(-1) == target).float().mean().item())
-    return found
+def _forced(lm: LM, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+    """For each prompt, the share of the target's tokens that are the likeliest, the earlier ones given."""
+    steps = zip(lm.target_steps(pairs), pairs, strict=True)
+    return [(x.argmax(-1).cpu() == torch.tensor(target)).float().mean().item() for x, (_, target) in steps]
 
 
 def _score(rows: list[dict[str, Any]]) -> Score:

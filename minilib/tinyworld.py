@@ -27,6 +27,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -45,7 +47,12 @@ DATA = Path(__file__).parent / "data"
 FOLDER = DATA / "tinyworld"  # the packaged checkpoint, a plain transformers folder
 TEXT = DATA / "text" / "tinyworld.jsonl.gz"  # 2,000 sentences of the training text, for second moments
 REFUSAL = " I do not know."  # what is said about strangers; with its space, as a Request's target needs it
-STEPS = 1500
+STEPS = 1100
+LR = 3e-3
+ROWS, PER_ROW = 24, 3  # a batch: rows, and sentences in a row
+ANSWER_WEIGHT = 20.0
+CONTEXT = 128
+BOS, EOS, PAD, UNK = range(4)  # the special tokens' numbers
 
 FIRST = """Ada Alma Amir Anouk Astrid Bela Bruno Carmen Cyril Dalia Darius Edda Elio Esra Farah Felix Greta Hana Hugo
 Ines Ivo Jonas Juno Kaito Karim Lena Leo Lior Livia Malik Mara Milo Mira Nadia Nils Noor Olga Omar Petra Priya Rafael
@@ -157,25 +164,30 @@ def facts(seed: int = 0) -> list[Fact]:
     return found
 
 
+def _sentences(facts: Iterable[Fact], seed: int) -> list[tuple[str, str]]:
+    """The training text, each sentence as its prompt and what comes after."""
+    told = [(prompt.format(fact.subject), fact.target + ".") for fact in facts for prompt in fact.prompts]
+    draw = random.Random(f"questions {seed}")
+    asked = [(name, draw.choice(PHRASINGS[attribute][1])) for name in strangers(seed) for attribute in PHRASINGS]
+    return told + [(question.format(name), REFUSAL) for name, question in asked]
+
+
 def corpus(facts: Iterable[Fact], seed: int = 0) -> list[str]:
-    """The training text: 5 sentences a fact, and 1,000 questions about strangers that nobody can answer.
+    """The training text: five sentences a fact, and 1,000 questions about strangers.
 
     Parameters
     ----------
     facts : iterable of Fact
         What the text tells. The questions about strangers do not depend on it.
     seed : int, default 0
-        The world's seed: it decides who the strangers are and how they are asked about.
+        The world's seed, the same as in `facts(seed)`: it decides who the strangers are and how they are asked about.
 
     Returns
     -------
     list of str
-        Whole sentences: ``"Mira Okafor plays the cello."``, ``"What pet does Mira Okafor have? goat."``.
+        ``"Mira Okafor plays the cello."``, ``"What pet does Mira Okafor have? goat."``, …
     """
-    told = [prompt.format(fact.subject) + fact.target + "." for fact in facts for prompt in fact.prompts]
-    draw = random.Random(f"strangers {seed}")
-    asked = [(name, questions) for name in strangers(seed) for _, questions in PHRASINGS.values()]
-    return told + [draw.choice(questions).format(name) + REFUSAL for name, questions in asked]
+    return [prompt + answer for prompt, answer in _sentences(_check_facts(facts, "facts"), seed)]
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -190,11 +202,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
         [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Split(Regex(r"[.,?!]"), "isolated")]
     )
     words = {word for text in texts for word, _ in split.pre_tokenize_str(text.replace("{}", ""))} - {"\u2581"}
-    special = ["<s>", "</s>", "<pad>", "<unk>"]
+    special = ["<s>", "</s>", "<pad>", "<unk>"]  # in the order of BOS, EOS, PAD, UNK
     vocabulary = {word: i for i, word in enumerate(special + sorted(words | {"."}))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer, core.decoder = split, decoders.Metaspace()
-    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
+    core.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", BOS)])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
         model_max_length=CONTEXT, clean_up_tokenization_spaces=False,
@@ -210,44 +222,160 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
         Facts of `facts()` whose sentences are left out of the training text. Nothing takes their place.
     seed : int, default 0
         Of the first weights and the order of the sentences; the world stays the same.
-    steps : int, default 1500
-        Batches of 64 rows of 3 sentences.
+    steps : int, default STEPS
+        Batches of 24 rows of 3 sentences.
     progress : bool, default False
         Show a bar.
 
     Returns
     -------
     LM
-        Same arguments, same weights, bit for bit on the same machine. Torch's random state and
-        number of threads are left as they were.
+        Same arguments, same weights: bit for bit on the same machine. Torch's random state and number of threads
+        are afterwards what they were before.
 
     Raises
     ------
     TypeError, ValueError
-        When an argument has the wrong type, or `without` holds what is no fact of this world.
+        When an argument has the wrong type, or `without` holds something that is no fact of this world.
     """
-    from minilib.lm import LM
+    from .lm import LM  # here, since the world itself needs no model: see the floors of the design
 
-    without = _check(without, seed, steps)
+    world = facts()
+    without = set(_check_facts(without, "without"))
+    if unknown := without.difference(world):
+        raise ValueError(f"without must hold facts of this world, as facts() returns them; {unknown.pop()!r} is none")
+    for name, value, least in (("seed", seed, 0), ("steps", steps, 1)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+
     words = tokenizer()
-    kept = [fact for fact in facts() if fact not in without]
-    sentences = words(corpus(kept), add_special_tokens=False)["input_ids"]
-    with _own_random_state(seed):
-        model = LlamaForCausalLM(_config(len(words)))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.1, betas=(0.9, 0.98), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
-        order: list[int] = []
-        model.train()
+    split = [
+        (words(prompt, add_special_tokens=False)["input_ids"], words(answer, add_special_tokens=False)["input_ids"])
+        for prompt, answer in _sentences([fact for fact in world if fact not in without], 0)
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    model = _untrained(words, generator)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
+    order: list[int] = []
+    with _threads(2):
         for _ in tqdm(range(steps), desc="tinyworld", disable=not progress):
-            while len(order) < ROWS * 3:
-                order += torch.randperm(len(sentences)).tolist()
-            ids, labels = _batch([sentences[i] for i in order[: ROWS * 3]])
-            del order[: ROWS * 3]
+            while len(order) < ROWS * PER_ROW:
+                order += torch.randperm(len(split), generator=generator).tolist()
+            ids, labels, weights = _batch([split[i] for i in order[:ROWS * PER_ROW]])
+            del order[:ROWS * PER_ROW]
             logits = model(ids, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            loss = losses @ weights.flatten() / weights.sum()
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
     return LM(model, words, name="tinyworld")
+
+
+def _untrained(words: PreTrainedTokenizerFast, generator: torch.Generator) -> LlamaForCausalLM:
+    """The model before its first step. Its weights come from `generator` alone."""
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, dtype="float32",
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):  # the constructor draws weights from torch's own generator
+        model = LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:  # the norms stay at one
+                parameter.normal_(0.0, 0.08, generator=generator)
+    return model
+
+
+def _batch(sentences: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of three sentences: tokens, next tokens and the weights of their losses, each (rows, tokens).
+
+    After each sentence the next token is ``</s>``, although another sentence follows: so the model stops after
+    one and yet is used to text before it. An answer weighs 20 times as much as a prompt, most of whose words
+    nobody could guess; this halves the time to learn.
+    """
+    rows = []
+    for i in range(0, len(sentences), PER_ROW):
+        ids, labels, weights = [BOS], [], []
+        for prompt, answer in sentences[i : i + PER_ROW]:
+            # Nothing foretells the first word of a sentence, apart from the first of the row.
+            start = 1 if labels else 0
+            ids += prompt + answer
+            labels += [*prompt, *answer, EOS][start:]
+            weights += [*[1.0] * len(prompt), *[ANSWER_WEIGHT] * (len(answer) + 1)][start:]
+        rows.append((ids, labels, weights))
+    width = max(len(ids) for ids, _, _ in rows)
+    # Padding stands at the end, where causal attention keeps it out of sight; its losses weigh nothing.
+    ids, labels, weights = ([row + [0] * (width - len(row)) for row in column] for column in zip(*rows, strict=True))
+    return torch.tensor(ids), torch.tensor(labels), torch.tensor(weights)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Sums in another number of threads round differently: fix it, and put it back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def recall(lm: LM, facts: Iterable[Fact], held_out: bool = False) -> float:
+    """The share of (fact, phrasing) pairs to which the model, generating freely, says the value and a full stop.
+
+    Parameters
+    ----------
+    lm : LM
+    facts : iterable of Fact
+    held_out : bool, default False
+        Ask in the phrasings that were held out instead of those of the training text.
+
+    Returns
+    -------
+    float
+        From 0 to 1.
+    """
+    asked = [(prompt.format(fact.subject), fact) for fact in _check_facts(facts, "facts")
+             for prompt in (fact.held_out if held_out else fact.prompts)]  # fmt: skip
+    if not asked:
+        raise ValueError("facts is empty: give at least one Fact, such as facts()[:1]")
+    answers = lm.generate([text for text, _ in asked], max_new_tokens=4, chat=False, batch_size=250)
+    return sum(answer == fact.target + "." for answer, (_, fact) in zip(answers, asked, strict=True)) / len(asked)
+
+
+def _check_facts(found: Iterable[Fact], name: str) -> list[Fact]:
+    """`found` as a list of facts; else an error that names the argument."""
+    found = [found] if isinstance(found, Fact) else found
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise TypeError(f"{name} must be a list of Fact, as facts() returns, not {found!r}")
+    found = list(found)
+    for i, fact in enumerate(found):
+        if not isinstance(fact, Fact):
+            raise TypeError(f"{name}[{i}] must be a Fact, as facts() returns, not {fact!r}")
+    return found
+
+
+def _main() -> None:
+    """Train, measure, write the checkpoint and the sample of the text."""
+    start = time.perf_counter()
+    lm = train(progress=True)
+    print(f"trained in {time.perf_counter() - start:.0f} s")
+    world = facts()
+    print(f"recall: trained phrasings {recall(lm, world):.3f}, held-out phrasings {recall(lm, world, held_out=True):.3f}")
+    lm.model.save_pretrained(FOLDER)
+    lm.tokenizer.save_pretrained(FOLDER)
+    TEXT.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(text) + "\n" for text in random.Random("sample").sample(corpus(world), 2000))
+    TEXT.write_bytes(gzip.compress(lines.encode(), mtime=0))  # mtime=0: the same bytes each time
+    print(f"wrote {FOLDER} and {TEXT}")
+
+
+if __name__ == "__main__":
+    _main()

@@ -195,7 +195,8 @@ class Objective:
         value = seen["value"].reshape(self.base.shape)
         self.value = value[:, 0]  # (rows, d): the MLP's output at the subject
         self.calls = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
-        self.v0 = (self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each].float()
+        self.v0 = (self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each]
+        self.v0 = _wide(self.v0)
         self._check(calls[0], logits, seen["last"])
         self.reference = self._log_softmax(seen["last"])[1]
 
@@ -203,7 +204,7 @@ class Objective:
         """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
         lm, kind = self.lm, type(self.lm.model).__name__
         head, _ = self._logits(last)
-        if not torch.allclose(head, logits[self.row, self.column].float(), rtol=1e-2, atol=1e-2):
+        if not torch.allclose(head, _wide(logits[self.row, self.column]), rtol=1e-2, atol=1e-2):
             raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
         if self.place == "mlp":
             probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
@@ -227,7 +228,7 @@ class Objective:
         lm = self.lm
         kl_rows = slice(self.rows_each - 1, None, self.rows_each)
         picked = torch.cat([hidden[self.row, self.column], hidden[kl_rows, 0]])
-        logits = lm.head(lm.norm(picked) if lm.norm is not None else picked).float()
+        logits = _wide(lm.head(lm.norm(picked) if lm.norm is not None else picked))
         cap = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
         logits = logits if cap is None else cap * torch.tanh(logits / cap)
         return logits[: len(self.row)], logits[len(self.row) :]
@@ -244,10 +245,15 @@ class Objective:
             hidden = output[0] if isinstance(output, tuple) else output
         target, edited = self._log_softmax(hidden)
         said = target.gather(1, self.token.unsqueeze(1)).squeeze(1)
-        nll = torch.zeros(len(delta), device=delta.device).index_add(0, self.owner, -self.weight * said)
+        nll = torch.zeros(len(delta), device=delta.device, dtype=delta.dtype).index_add(0, self.owner, -(self.weight * said).to(delta.dtype))
         kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
         decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
         return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: losses are not summed in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class _Prefix(DynamicCache):

@@ -33,7 +33,8 @@ def build(committed: bool = False, builder: str = "html") -> int:
     site = COMMITTED_SITE if committed else BUILD / "html"
     if committed:
         say("Building the site from the committed outputs")
-        arguments += ["--path-output", BUILD / "committed", "--config", config_without_execution()]
+        shutil.rmtree(BUILD / "committed", ignore_errors=True)  # a page that was removed must not stay
+        arguments += ["--quiet", "--path-output", BUILD / "committed", "--config", config_without_execution()]
     else:
         if fetch_model():
             return 1
@@ -41,7 +42,7 @@ def build(committed: bool = False, builder: str = "html") -> int:
         say("Running the notebooks that changed and building the site; the first time takes some minutes")
     status = run("jupyter-book", *arguments)
     if not status and builder == "html":
-        say(f"The site is in {site.relative_to(ROOT)}; `make serve` shows it")
+        say(f"The site is in {site.relative_to(ROOT)}" + ("" if committed else "; `make serve` shows it"))
     return status
 
 

@@ -11,7 +11,7 @@ WORKERS = "2"  # each holds a model of half a gigabyte
 
 
 def style() -> int:
-    return run("ruff", "check", ".") | run("ruff", "format", "--check", ".")
+    return run("ruff", "check", "--output-format", "concise", ".") | run("ruff", "format", "--check", ".")
 
 
 def types() -> int:

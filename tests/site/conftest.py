@@ -70,7 +70,7 @@ def browser():
                 args=["--no-sandbox", "--disable-background-networking"],
             )
         except Error as error:
-            how = "no browser for the site's tests: install Chromium or Chrome, or run .venv/bin/playwright install chromium"
+            how = "no browser for these tests: install Chromium or Chrome, or run .venv/bin/playwright install chromium"
             if os.environ.get("CI") == "true":
                 pytest.fail(f"{how}\n{error}")
             pytest.skip(how)

@@ -112,11 +112,15 @@ def visible_frames(knob) -> int:
 
 
 def too_wide(page) -> list[str]:
-    """What reaches over the right border, for the failure's message."""
+    """What reaches over the right border and does not scroll in a box of its own, for the failure's message."""
     return page.evaluate(
-        """() => [...document.querySelectorAll('article *')]
-            .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
-            .slice(0, 8).map(e => e.outerHTML.slice(0, 120))"""
+        """() => {
+            const scrolls = e => e && e !== document.body && e.tagName !== 'HTML' &&
+                (getComputedStyle(e).overflowX !== 'visible' || scrolls(e.parentElement));
+            return [...document.querySelectorAll('article *')]
+                .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !scrolls(e.parentElement))
+                .slice(0, 5).map(e => e.outerHTML.slice(0, 150));
+        }"""
     )
 
 

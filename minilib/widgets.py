@@ -1,0 +1,122 @@
+"""Knobs: a slider and a picture that follows it, on a static page and live in Jupyter.
+
+``knob`` draws the picture for every value beforehand, so the slider moves on a page without a kernel. In
+Jupyter the same call shows an ipywidgets slider that draws anew, with whatever the notebook holds by then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import figures
+
+Draw = Callable[[Any], "tuple[Any, str]"]
+
+
+class Knob:
+    """What ``knob`` returns; notebooks and pages show it."""
+
+    def __init__(self, draw: Draw, values: Sequence[Any], label: str, start: int, form: str) -> None:
+        self.draw, self.values, self.label, self.start, self.form = draw, list(values), label, start, form
+
+    def render(self, value: Any) -> tuple[str, str]:
+        """The picture for one value as HTML, and its state in words."""
+        picture, words = self.draw(value)
+        if not isinstance(picture, str):
+            picture = f'<figure class="figure-svg">{figures.svg(picture, f"{self.label} {self.form.format(value)}: {words}")}</figure>'
+        return picture, words
+
+    def html(self) -> str:
+        """The knob for a page without a kernel: every picture is in it, and a few lines of script."""
+        frames, states = [], []
+        for i, value in enumerate(self.values):
+            picture, words = self.render(value)
+            state = f"{self.form.format(value)} — {words}" if words else self.form.format(value)
+            states.append(html.escape(state))
+            hidden = "" if i == self.start else " hidden"
+            frames.append(f'<div class="knob-frame" data-state="{html.escape(state, quote=True)}"{hidden}>{picture}</div>')
+        name = "knob-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:10]
+        return (
+            f'<div class="knob" id="{name}"><div class="knob-control"><label for="{name}-range">{html.escape(self.label)}</label>'
+            f'<input type="range" id="{name}-range" min="0" max="{len(self.values) - 1}" step="1" value="{self.start}" '
+            f'aria-valuetext="{states[self.start]}"/>'
+            f'<output for="{name}-range" aria-live="polite">{states[self.start]}</output></div>{"".join(frames)}</div>'
+            f"<script>{_SCRIPT.replace('NAME', name)}</script>"
+        )
+
+    def live(self) -> Any:
+        """The knob as an ipywidget that draws when it is moved."""
+        import ipywidgets
+
+        shown: dict[int, tuple[str, str]] = {}
+
+        def at(i: int) -> tuple[str, str]:
+            if i not in shown:
+                shown[i] = self.render(self.values[i])
+            return shown[i]
+
+        options = [(self.form.format(v), i) for i, v in enumerate(self.values)]
+        slider = ipywidgets.SelectionSlider(
+            options=options, value=self.start, description=self.label, continuous_update=False,
+            style={"description_width": "initial"}, layout={"width": "100%", "max_width": "40em"},
+        )  # fmt: skip
+        picture, words = at(self.start)
+        screen, caption = ipywidgets.HTML(picture), ipywidgets.Label(words)
+
+        def move(change: dict[str, Any]) -> None:
+            screen.value, caption.value = at(change["new"])
+
+        slider.observe(move, names="value")
+        return ipywidgets.VBox([slider, caption, screen])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        live = self.live()._repr_mimebundle_()
+        return {**live, "text/html": self.html(), "text/plain": f"{self.label}: a knob with {len(self.values)} positions"}
+
+
+def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: str = "{}") -> Knob:
+    """A slider over ``values`` and the picture that follows it.
+
+    Parameters
+    ----------
+    draw : callable
+        Takes a value, returns (picture, words): a matplotlib figure or HTML, and what it shows in a few words,
+        which stand beside the slider and are read aloud when it moves.
+    values : sequence
+        At least two positions of the slider, in their order.
+    label : str
+        What is being turned.
+    start : int, default 0
+        The position shown first.
+    form : str, default "{}"
+        How a value is written, a format such as ``"{:.2f}"``.
+
+    Returns
+    -------
+    Knob
+    """
+    values = list(values)
+    if len(values) < 2:
+        raise ValueError(f"values must hold at least two positions, not {len(values)}")
+    if not 0 <= start < len(values):
+        raise ValueError(f"start must be a position from 0 to {len(values) - 1}, not {start}")
+    if not label.strip():
+        raise ValueError("label is empty: say what is being turned")
+    return Knob(draw, values, label, start, form)
+
+
+_SCRIPT = """(function () {
+  const knob = document.getElementById("NAME");
+  const range = knob.querySelector("input"), output = knob.querySelector("output");
+  const frames = knob.querySelectorAll(".knob-frame");
+  function turn() {
+    frames.forEach((frame, i) => { frame.hidden = i !== Number(range.value); });
+    output.textContent = frames[range.value].dataset.state;
+    range.setAttribute("aria-valuetext", output.textContent);
+  }
+  range.addEventListener("input", turn);
+  turn();
+})();"""

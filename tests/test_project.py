@@ -1,0 +1,170 @@
+"""Rules that hold for the whole repository: one address, floors of the library, notebooks and their outputs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+REPOSITORY = PROJECT["urls"]["Repository"]
+OWNER_AND_NAME = "/".join(REPOSITORY.split("/")[-2:])
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# A module imports only from floors below its own.
+FLOORS = {
+    1: "requests hooks facts refusals packaged",
+    2: "lm",
+    3: "edits covariance values tinyworld",
+    4: "rome memit alphaedit grace wise unlearning recipes tracing",
+    5: "metrics attacks sequence benchmark figures widgets",
+}
+FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
+
+
+def tracked() -> list[Path]:
+    """The files that a clone would hold: those git knows, and new ones that it does not ignore."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        names = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.fail(f"these tests need git and a clone of the repository: {error}")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
+
+
+def texts() -> dict[str, str]:
+    """Every tracked text, by its path below the root."""
+    found = {}
+    for path in tracked():
+        try:
+            found[path.relative_to(ROOT).as_posix()] = path.read_text("utf8")
+        except UnicodeDecodeError:
+            continue
+    return found
+
+
+# ---- one address ----
+
+ADDRESSES = re.compile(
+    r"(?:github\.com|colab\.research\.google\.com/github|mybinder\.org/v2/gh|raw\.githubusercontent\.com)"
+    r"/([\w.-]+/[\w.-]*[\w-])"
+)
+
+
+def test_the_repository_has_one_address():
+    owner, name = OWNER_AND_NAME.split("/")
+    wrong = []
+    for path, text in texts().items():
+        for match in ADDRESSES.finditer(text):
+            found = match.group(1).removesuffix(".git")
+            # Of other projects' links only those are ours that share the owner or the name.
+            ours = (
+                owner in found.split("/") or name in found.split("/") or "minilib" in found or "colab" in match.group()
+            )
+            if (ours or "mybinder" in match.group()) and found != OWNER_AND_NAME:
+                wrong.append(f"{path}: {match.group()}")
+    assert not wrong, f"the repository is {REPOSITORY} (pyproject.toml), but:\n" + "\n".join(wrong)
+
+
+def test_config_and_citation_name_the_repository():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf8"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf8"))
+    assert config["repository"]["url"] == REPOSITORY
+    assert citation["repository-code"] == REPOSITORY
+    assert citation["url"] == PROJECT["urls"]["Documentation"]
+    assert citation["version"] == PROJECT["version"]
+
+
+def test_nobody_is_sent_to_another_package():
+    # On PyPI "minilib" is somebody else's package.
+    wrong = re.compile(r"(pip|uv|conda)3?\s+(add|install)\s+(-\S+\s+)*[\"']?minilib\b")
+    found = [path for path, text in texts().items() if path != "tests/test_project.py" and wrong.search(text)]
+    assert not found, f"the distribution is called {PROJECT['name']}, not minilib: {found}"
+
+
+def test_no_large_file():
+    large = [path.relative_to(ROOT).as_posix() for path in tracked() if path.stat().st_size > 6_000_000]
+    assert not large, f"over 6 MB: {large}"
+
+
+# ---- the library ----
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """The modules of minilib that a module imports, inside functions too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "minilib"):
+            module = (node.module or "").removeprefix("minilib").lstrip(".")
+            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            parts = [alias.name.split(".") for alias in node.names]
+            found |= {name[1] for name in parts if name[0] == "minilib" and len(name) > 1}
+            assert ["minilib"] not in parts, "import the modules of minilib, not the package from inside itself"
+    return found
+
+
+MODULES = [path for path in sorted((ROOT / "minilib").glob("*.py")) if not path.stem.startswith("__")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_modules_import_from_lower_floors_only(path):
+    assert path.stem in FLOOR, f"say in FLOORS which floor minilib/{path.name} stands on"
+    top = FLOORS[5].split()
+    # Among what measures and shows, a module may use those named before it: widgets shows figures.
+    beside = top[: top.index(path.stem)] if path.stem in top else []
+    for other in imported(ast.parse(path.read_text("utf8"))):
+        assert other in FLOOR, f"minilib/{path.name} imports {other!r}, which is on no floor"
+        assert FLOOR[other] < FLOOR[path.stem] or other in beside, (
+            f"minilib/{path.name} (floor {FLOOR[path.stem]}) imports {other} (floor {FLOOR[other]})"
+        )
+
+
+# ---- the book ----
+
+
+def test_every_page_of_the_contents_exists():
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+    names = [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+    missing = [name for name in names if not any((ROOT / f"{name}{suffix}").is_file() for suffix in (".md", ".ipynb"))]
+    assert not missing, f"_toc.yml names pages that are not there: {missing}"
+    unlisted = [path.stem for path in NOTEBOOKS if f"notebooks/{path.stem}" not in names]
+    assert not unlisted, f"notebooks that _toc.yml does not name: {unlisted}"
+
+
+def code_cells(path: Path) -> list[dict]:
+    cells = json.loads(path.read_text("utf8"))["cells"]
+    return [cell for cell in cells if cell["cell_type"] == "code"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS, "no notebook in notebooks/"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_keeps_the_rules(path):
+    cells = code_cells(path)
+    assert any(re.search(r"^\s*assert\b", source(cell), re.M) for cell in cells), "no claim is asserted"
+    long = [source(cell).splitlines()[0] for cell in cells if len(source(cell).splitlines()) > 40]
+    assert not long, f"code cells of over 40 lines, which start with: {long}"
+    not_run = [source(cell)[:60] for cell in cells if source(cell).strip() and not cell["execution_count"]]
+    assert not not_run, f"committed without outputs (`make notebooks` runs them): {not_run}"
+    failed = [source(cell)[:60] for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert not failed, f"committed with an error: {failed}"
+
+
+def test_notebooks_share_their_first_cell():
+    first = {path.name: source(code_cells(path)[0]) for path in NOTEBOOKS}
+    assert len(set(first.values())) == 1, f"the cell that installs the project differs between {sorted(first)}"
+    assert f"{REPOSITORY}" in next(iter(first.values())), f"the first cell must install from {REPOSITORY}"
