@@ -19,7 +19,7 @@ def types() -> int:
 
 
 def unit_tests() -> int:
-    return run("pytest", "tests", "--ignore=tests/site", "-q", "-n", WORKERS, "--dist", "worksteal", workers=2)
+    return run("pytest", "tests", "--ignore=tests/site", "-q", "-rs", "-n", WORKERS, "--dist", "worksteal", workers=2)
 
 
 def notebooks() -> int:
