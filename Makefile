@@ -44,7 +44,7 @@ clean:
 $(READY): requirements.lock pyproject.toml
 	@if ! $(BIN)/python tools/python_fits.py 2>/dev/null; then \
 	  found=; \
-	  for python in $(PYTHON) python3.12 python3.13 python3.11 python3 python; do \
+	  for python in $(PYTHON) python3 python python3.12 python3.13 python3.11; do \
 	    if "$$python" tools/python_fits.py 2>/dev/null; then found="$$python"; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \

@@ -31,7 +31,7 @@ def main() -> None:
     texts = []
     for i, temperature in enumerate(tqdm(TEMPERATURES)):
         for chat, templates in ((False, OPENINGS), (True, QUESTIONS)):
-            prompts = [templates[(i + j + k) % len(templates)].format(t) for k in (0, 1) for j, t in enumerate(TOPICS)]
+            prompts = [templates[(i + j) % len(templates)].format(topic) for j, topic in enumerate(TOPICS)]
             prompts = [p[0].upper() + p[1:] for p in prompts]
             for start in range(0, len(prompts), BATCH):
                 chunk = prompts[start : start + BATCH]

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 
 from . import hooks
 from .lm import LM
-from .packaged import cache_folder
+from .packaged import cache_folder, made
 
 TEXTS = Path(__file__).parent / "data" / "text"
 WINDOW = 512  # a longer text is read in windows of so many tokens
@@ -71,7 +72,7 @@ def load(file: str | Path) -> SecondMoments:
             moments = {int(name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
         return SecondMoments(dict(sorted(moments.items())), about["fingerprint"], int(about["tokens"]), about["text"])
     except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"file {str(file)!r} does not hold second moments (damaged, or of another kind): {error}") from error
+        raise ValueError(f"file {str(file)!r} holds no second moments (damaged, or another kind): {error}") from error
 
 
 def sample_texts(name: str = "smollm2-135m") -> list[str]:
@@ -113,7 +114,7 @@ def second_moment(
     """
     layers = check_layers(lm, layers)
     if texts is None:
-        texts = sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
+        texts = _default_texts(lm)
     elif isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise TypeError("texts must be a list of strings, not one bare string: write texts=[text]")
     texts = list(texts)
@@ -122,7 +123,7 @@ def second_moment(
             raise TypeError(f"texts must hold strings, not {type(text).__name__}: {text!r}")
     window = min(WINDOW, lm.context_length - 1)
     windows: list[list[int]] = []
-    for text in filter(None, texts):
+    for text in filter(str.strip, texts):
         ids = lm.encode(text, any_length=True).ids
         windows += [ids[i : i + window] for i in range(0, len(ids), window)]
     if not windows:
@@ -142,8 +143,8 @@ def second_moment(
                 total += k.T @ k
             bar.update(sum(map(len, rows)))
     n = sum(map(len, windows))
-    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    return SecondMoments({layer: (s / n).float() for layer, s in zip(layers, sums, strict=True)}, lm.fingerprint, n, digest)
+    moments = {layer: (total / n).float() for layer, total in zip(layers, sums, strict=True)}
+    return SecondMoments(moments, lm.fingerprint, n, _digest(texts))
 
 
 def take(lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]) -> dict[int, Float[Tensor, "d_k d_k"]]:
@@ -173,24 +174,32 @@ def take(lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int])
     for layer in layers:
         if layer not in covariance:
             raise ValueError(
-                f"covariance has no layer {layer}, only {sorted(covariance)}: compute it by "
+                f"covariance has no layer {layer}, only {list(covariance)}: compute it by "
                 f"minilib.covariance.second_moment(lm, {list(layers)})"
             )
         C, d_k = covariance[layer], lm.memory(layer).shape[1]
         if not isinstance(C, Tensor):
             raise TypeError(f"covariance[{layer}] must be a tensor, not {type(C).__name__}")
         if C.shape != (d_k, d_k):
-            raise ValueError(f"covariance[{layer}] must have shape ({d_k}, {d_k}), the keys of {lm.name}, not {tuple(C.shape)}")
+            wanted = f"({d_k}, {d_k}), the keys of {lm.name}"
+            raise ValueError(f"covariance[{layer}] must have shape {wanted}, not {tuple(C.shape)}")
         if not torch.isfinite(C).all():
             raise ValueError(f"covariance[{layer}] holds NaN or infinite values: compute it again from clean text")
         if not C.any():
             raise ValueError(f"covariance[{layer}] is zero everywhere: compute it from text that the model reads")
+        if not torch.allclose(C, C.T, rtol=1e-3, atol=1e-3 * C.abs().max().item()):
+            raise ValueError(f"covariance[{layer}] is not symmetric, as a mean of k kᵀ is: pass C itself")
         found[layer] = C.detach().to(lm.memory(layer).device)
     return found
 
 
-def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, "d_k"]) -> Float[Tensor, "d_k"]:
-    """C⁻¹ k in float64, by Cholesky since C is symmetric and positive.
+def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, d_k]) -> Float[Tensor, d_k]:
+    """C⁻¹ k in float64, by Cholesky since C is symmetric and positive; see ``factor`` for the errors."""
+    return torch.cholesky_solve(k.double().unsqueeze(1), factor(C)).squeeze(1)
+
+
+def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
+    """L in C = L Lᵀ, in float64, for several solutions with one C.
 
     Raises
     ------
@@ -204,38 +213,43 @@ def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, "d_k"]) -> Float[Tensor,
             f"covariance is singular: {C.shape[0]} directions need more than as many tokens of varied text; "
             "give more texts, or add a small multiple of the identity"
         )
-    return torch.cholesky_solve(k.double().unsqueeze(1), L).squeeze(1)
+    return L
 
 
 def check_layers(lm: LM, layers: Any) -> list[int]:
     """A list of layers, in ascending order and without repetition; one number stands for a list of one."""
-    if isinstance(layers, (str, bytes)) or not isinstance(layers, (int, Sequence, range)):
+    if isinstance(layers, (str, bytes)) or not isinstance(layers, (Integral, Iterable)):
         raise TypeError(f"layers must be a list of layer numbers, not {layers!r}")
-    layers = [layers] if isinstance(layers, int) else list(layers)
+    layers = [layers] if isinstance(layers, Integral) else list(layers)
     if not layers:
         raise ValueError(f"layers is empty: give at least one of 0 to {lm.n_layers - 1}")
-    for layer in layers:
-        lm.check_layer(layer, "layers: layer")
-    if layers != sorted(set(layers)):
-        raise ValueError(f"layers must be in ascending order without repetition, such as {sorted(set(layers))}, not {layers}")
+    layers = [lm.check_layer(layer, "layers: layer") for layer in layers]
+    if layers != (ascending := sorted(set(layers))):
+        raise ValueError(f"layers must be in ascending order without repetition, such as {ascending}, not {layers}")
     return layers
 
 
 def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
-    """Second moments from the sample text, kept in the cache under the model's fingerprint, a file a layer."""
-    folder = cache_folder() / "second_moments"
-    folder.mkdir(parents=True, exist_ok=True)
+    """Second moments from the sample text, kept in the cache under the model's fingerprint, a file a layer.
+
+    They are those of the model without the edits in force: what is kept must not depend on when it was asked for.
+    """
+    texts = _default_texts(lm)
+    folder = made(cache_folder() / "second_moments")
     files = {layer: folder / f"{lm.fingerprint}-{layer}.safetensors" for layer in layers}
     found: dict[int, SecondMoments] = {}
     with FileLock(folder / f"{lm.fingerprint}.lock"):
         for layer, file in files.items():
             try:
-                found[layer] = load(file)
+                kept = load(file)
             except (OSError, ValueError):  # not there yet, or damaged
                 continue
+            if kept.text == _digest(texts) and layer in kept:  # else the sample text has changed since
+                found[layer] = kept
         missing = [layer for layer in layers if layer not in found]
         if missing:
-            new = second_moment(lm, missing)
+            with lm.unedited():
+                new = second_moment(lm, missing, texts)
             for layer in missing:
                 found[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
                 scratch = files[layer].with_suffix(".new")
@@ -243,6 +257,14 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
                 scratch.replace(files[layer])
     one = found[layers[0]]
     return SecondMoments({layer: found[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
+
+
+def _default_texts(lm: LM) -> list[str]:
+    return sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def _batches(rows: Sequence[list[int]]) -> Iterable[list[list[int]]]:

@@ -14,6 +14,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import torch
@@ -98,13 +99,31 @@ class Edit:
             raise ValueError(f"{self} was undone: there is no answer with the edit any more")
         asked = self.requests[:most]
         after = self.lm.generate(asked, max_new_tokens=max_new_tokens)
-        edited = {name: parameter.detach().clone() for name, parameter in _parameters(self.lm, self._originals)}
-        try:
-            _write(self.lm, self._originals)
+        with self.at_strength(0):
             before = self.lm.generate(asked, max_new_tokens=max_new_tokens)
+        return [(r.text, b.strip(), a.strip()) for r, b, a in zip(asked, before, after, strict=True)]
+
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """For the time of the block, the model with W + strength · ΔW: 0 is as before, 1 the edit, more overshoots.
+
+        Edits that lie on top of this one stay in force.
+        """
+        if not self.active:
+            raise ValueError(f"{self} was undone: there is no change to scale")
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
+            raise ValueError(f"strength must be a finite number, not {strength!r}")
+        edited = {name: parameter.detach().clone() for name, parameter in _parameters(self.lm, self.deltas)}
+        top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
+        scaled = {
+            name: ((self._originals[name] if top else edited[name]) + (strength if top else strength - 1) * delta)
+            for name, delta in self.deltas.items()
+        }
+        try:
+            _write(self.lm, scaled)
+            yield
         finally:
             _write(self.lm, edited)
-        return [(r.text, b.strip(), a.strip()) for r, b, a in zip(asked, before, after, strict=True)]
 
     def sizes(self) -> dict[str, tuple[float, float]]:
         """For each changed parameter ‖ΔW‖ and ‖W‖ (Frobenius norms, W before the edit)."""
@@ -122,7 +141,8 @@ class Edit:
             for texts in self.answers():
                 rows.append("<tr>" + "".join(cell(html.escape(t)) for t in texts) + "</tr>")
         sizes = "".join(
-            f"<li><code>{html.escape(name)}</code>: ‖ΔW‖ = {change:.3g}, ‖W‖ = {size:.3g} ({change / size:.1%})</li>"
+            f"<li><code>{html.escape(name)}</code>: ‖ΔW‖ = {change:.3g}, ‖W‖ = {size:.3g}"
+            f" ({change / (size or math.nan):.1%})</li>"
             for name, (change, size) in self.sizes().items()
         )
         left = len(self.requests) - len(rows)
@@ -145,10 +165,12 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         Copies of the parameters as they were.
     """
     originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
+    edits = len(lm.edits)
     try:
         yield originals
     except BaseException:  # KeyboardInterrupt too
         _write(lm, originals)
+        del lm.edits[edits:]
         raise
 
 
@@ -164,13 +186,15 @@ def add(lm: LM, layer: int, delta: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        When Δ is not finite: nothing is written.
+        When the changed weights would not be finite: nothing is written.
     """
-    if not torch.isfinite(delta).all():
-        raise ValueError(f"the change of layer {layer} is not finite: lower lr, or check covariance for huge or tiny values")
     weight = lm.down_projection(layer).weight
-    delta = (delta.T if lm.transposed(layer) else delta).to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-    weight.copy_(weight.to(delta.dtype) + delta)
+    delta = delta.T if lm.transposed(layer) else delta
+    delta = delta.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    changed = (weight.to(delta.dtype) + delta).to(weight.dtype)
+    if not torch.isfinite(changed).all():  # in half precision a finite Δ may be too much
+        raise ValueError(f"the change of layer {layer} is not finite: lower lr, or check covariance for tiny values")
+    weight.copy_(changed)
     return delta.contiguous()
 
 
@@ -194,13 +218,19 @@ def settle(lm: LM, presets: Mapping[str, Mapping[str, Any]], given: Mapping[str,
     if settings.get("layer", 0) is None:
         settings["layer"] = lm.n_layers // 2
     for name, value in settings.items():
-        if name in _WHOLE and (isinstance(value, bool) or not isinstance(value, int) or value < _WHOLE[name]):
-            raise ValueError(f"{name} must be a whole number of at least {_WHOLE[name]}, not {value!r}")
+        if name in _WHOLE:
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            if value < _WHOLE[name]:
+                raise ValueError(f"{name} must be a whole number of at least {_WHOLE[name]}, not {value!r}")
+            settings[name] = int(value)
         if name in _NUMBER:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise TypeError(f"{name} must be a number, not {value!r}")
             if not math.isfinite(value) or value < 0 or (value == 0 and name in _POSITIVE):
-                raise ValueError(f"{name} must be finite and {'above' if name in _POSITIVE else 'at least'} 0, not {value!r}")
+                least = "above" if name in _POSITIVE else "at least"
+                raise ValueError(f"{name} must be finite and {least} 0, not {value!r}")
+            settings[name] = float(value)
     settings["presets"] = lm.kind if lm.kind in presets else "paper (no preset for this model; layer: the middle one)"
     return settings
 
@@ -217,8 +247,9 @@ def editor(method: Method) -> Method:
 
     @functools.wraps(method)
     def checked(*args: Any, **keywords: Any) -> Edit:
-        if args and not isinstance(args[0], LM):
-            raise TypeError(f"lm must be a minilib.LM (see minilib.load), not {type(args[0]).__name__}")
+        lm = args[0] if args else keywords.get("lm")
+        if not isinstance(lm, LM):
+            raise TypeError(f"lm must be a minilib.LM (see minilib.load), not {type(lm).__name__}")
         for name in keywords:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)

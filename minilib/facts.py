@@ -113,7 +113,8 @@ def _says(text: str, answers: Sequence[str], case_sensitive: bool) -> bool:
 def _question(table: dict[str, Any], row: list) -> Question:
     """A row's own question."""
     subject, (answer, *aliases), *_ = row
-    return Question(table["question"].replace(SLOT, subject), answer, tuple(aliases), table.get("case_sensitive", False))
+    text = table["question"].replace(SLOT, subject)
+    return Question(text, answer, tuple(aliases), table.get("case_sensitive", False))
 
 
 def _read() -> tuple[Fact, ...]:

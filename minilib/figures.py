@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+from cycler import cycler
 
 _INK = "#010203"  # drawn with this colour, shown in the page's text colour, in light and dark theme
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#3b82c4", "#d9822b", "#2a9d6f", "#d1495b", "#9467bd", "#8a8f98"
@@ -32,7 +33,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, GREY]),
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, GREY]),
 }
 
 
@@ -60,8 +61,8 @@ class Shown:
     """A figure as notebooks and pages show it: SVG in the page's colours, a PNG where SVG is not shown."""
 
     def __init__(self, figure: Any, alt: str) -> None:
-        if not alt.strip():
-            raise ValueError("alt is empty: say in words what the figure shows")
+        if not isinstance(alt, str) or not alt.strip():
+            raise ValueError(f"alt must say in words what the figure shows, not {alt!r}")
         self.figure, self.alt = figure, alt
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
@@ -91,13 +92,14 @@ def show(figure: Any, alt: str) -> Shown:
 def svg(figure: Any, alt: str) -> str:
     """The figure as one ``<svg>`` element that scales to the page and follows its theme."""
     buffer = io.StringIO()
-    salt = hashlib.sha256(alt.encode()).hexdigest()[:8]  # the same figure gives the same bytes; two on a page do not collide
+    # The same figure gives the same bytes, and two on a page do not share the names that clip paths refer to.
+    salt = hashlib.sha256(alt.encode()).hexdigest()[:8]
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[a-z0-9]+_\d+"', "", text)  # axes_1 and its like: nothing refers to them
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # axes_1 and its like: nothing refers to them
     text = text.replace(_INK, "currentColor")
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     width = re.search(r'<svg[^>]*? width="([\d.]+)pt"', text)
@@ -122,16 +124,42 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> Any:
 
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
     head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    return HTML(f'<div class="table-scroll"><table class="book-table"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table></div>')
+    whole = f'<table class="book-table"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
+    return HTML(f'<div class="table-scroll">{whole}</div>')
 
 
 def probabilities(ax: Any, names: Sequence[str], series: dict[str, Sequence[float]]) -> None:
     """Grouped horizontal bars between 0 and 1: one group a name, one colour a series."""
     height = 0.8 / len(series)
     for i, (label, values) in enumerate(series.items()):
-        ax.barh([j + (i - (len(series) - 1) / 2) * height for j in range(len(names))], values, height * 0.92, label=label)
+        shift = (i - (len(series) - 1) / 2) * height
+        ax.barh([j + shift for j in range(len(names))], values, height * 0.92, label=label)
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
     ax.set_xlim(0, 1)
     if len(series) > 1:
         ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(series))
+
+
+def arrows(ax: Any, vectors: dict[str, Any], title: str) -> None:
+    """Named vectors of the plane as arrows from the origin."""
+    colors = (BLUE, ORANGE, GREEN, PURPLE)
+    for (name, vector), color in zip(vectors.items(), colors, strict=False):
+        x, y = float(vector[0]), float(vector[1])
+        ax.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": color, "lw": 2})
+        ax.text(x * 1.12, y * 1.12, name, color=color, ha="center", va="center")
+    ax.set(xlim=(-0.6, 2.4), ylim=(-0.5, 1.9), title=title, aspect="equal", xticks=[], yticks=[])
+
+
+def keys_and_direction(ax: Any, cloud: Any, k_star: Any, u: Any, marks: dict[str, Any]) -> None:
+    """Old keys as dots, darker the more a write along ``u`` changes their answer; ``k_star`` and marked directions."""
+    change = ((cloud @ u) / (k_star @ u)).abs()
+    ax.scatter(cloud[:, 0], cloud[:, 1], c=change.clamp(max=2), cmap="Oranges", vmin=-0.4, vmax=2, s=14, lw=0)
+    line = u / u.norm() * 6
+    ax.plot([-line[0], line[0]], [-line[1], line[1]], color=BLUE, lw=2, label="u")
+    for (name, vector), style in zip(marks.items(), (":", "--"), strict=False):
+        end = vector / vector.norm() * 6
+        ax.plot([-end[0], end[0]], [-end[1], end[1]], color=GREY, ls=style, lw=1.2, label=name)
+    ax.plot(*k_star, marker="*", ms=14, color=RED, ls="none", label="new key")
+    ax.set(xlim=(-5, 5), ylim=(-2.4, 2.4), aspect="equal", xticks=[], yticks=[])
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))

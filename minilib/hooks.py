@@ -6,12 +6,13 @@ left, by whichever way, so that a model that was looked at is the model it was b
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar
 
-import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Place = Literal["input", "output"]
 Name = TypeVar("Name", bound=Hashable)
@@ -55,7 +56,7 @@ def read(modules: Mapping[Name, nn.Module], at: Place = "output", stop: bool = F
 
     with ExitStack() as stack:
         for name, module in modules.items():
-            stack.callback(_watch(module, at, lambda tensor, name=name: keep(name, tensor)).remove)
+            stack.callback(_watch(module, at, functools.partial(keep, name)).remove)
         try:
             yield seen
         except _Stop:
@@ -81,7 +82,7 @@ def replace(module: nn.Module, function: Callable[[Tensor], Tensor], at: Place =
         handle.remove()
 
 
-def _watch(module: nn.Module, at: Place, function: Callable[[Tensor], Tensor | None]) -> torch.utils.hooks.RemovableHandle:
+def _watch(module: nn.Module, at: Place, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Register ``function``; what it returns, unless None, takes the tensor's place."""
 
     def exchange(value: Any) -> Any:

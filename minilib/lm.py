@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,7 @@ LAYOUTS = (
     Layout("model.layers", "mlp.fc2", "model.final_layernorm"),  # Phi
     Layout("model.decoder.layers", "fc2", "model.decoder.final_layer_norm"),  # OPT
 )
+_MARK = "minilib-message"  # stands for a message in a chat template
 POST_NORM = "post_feedforward_layernorm"  # Gemma 2/3 and OLMo 2 normalise what the MLP returns before adding it
 
 TINYWORLD = Path(__file__).parent / "data" / "tinyworld"
@@ -94,19 +95,16 @@ class LM:
         name: str | None = None,
         layout: Layout | None = None,
     ) -> None:
-        if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-            raise TypeError(f"model must be a transformers model, not {type(model).__name__}")
-        if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
-            raise TypeError(f"tokenizer must be a transformers tokenizer, not {type(tokenizer).__name__}")
-        if not getattr(tokenizer, "is_fast", False):
-            raise ValueError("tokenizer must be a fast one (subjects are found from its offsets): load it with use_fast=True")
+        _check_pair(model, tokenizer)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.layout = _find_layout(model, layout)
-        self.blocks: Sequence[nn.Module] = model.get_submodule(self.layout.blocks)  # type: ignore[assignment]
+        self.blocks = model.get_submodule(self.layout.blocks)
         self.norm = _submodule(model, self.layout.norm)
-        self.head: nn.Module = model.get_output_embeddings()
-        config = model.config.get_text_config()
+        self.head = self.model.get_output_embeddings()
+        if self.head is None:
+            raise ValueError(f"{type(model).__name__} has no output head: load it by transformers.AutoModelForCausalLM")
+        config = self.model.config.get_text_config()
         self.name = name or getattr(config, "_name_or_path", "") or config.model_type
         self.kind = f"{config.model_type}-{len(self.blocks)}x{config.hidden_size}"
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 2**31
@@ -127,7 +125,7 @@ class LM:
         """Where the model's inputs go."""
         return self.model.get_input_embeddings().weight.device
 
-    def down_projection(self, layer: int) -> nn.Module:
+    def down_projection(self, layer: int) -> Any:
         """The last matrix of a block's MLP: its input is a key k, its output a value v."""
         return self.blocks[layer].get_submodule(self.layout.down_projection)
 
@@ -150,17 +148,15 @@ class LM:
 
     def check_layer(self, layer: Any, name: str = "layer") -> int:
         """``layer`` as a number of a block; else an error that says which there are."""
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"{name} must be a whole number, not {layer!r}")
-        if not 0 <= layer < self.n_layers:
+        if isinstance(layer, bool) or not isinstance(layer, Integral):  # NumPy's whole numbers are welcome
+            raise TypeError(f"{name} must be a whole number from 0 to {self.n_layers - 1}, not {layer!r}")
+        if not 0 <= (layer := int(layer)) < self.n_layers:
             raise ValueError(f"{name} {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
 
     # ---- text to tokens ---------------------------------------------------------------------------
 
-    def encode(
-        self, text: str | Request, chat: bool = False, context: str = SLOT, any_length: bool = False
-    ) -> Encoded:
+    def encode(self, text: str | Request, chat: bool = False, context: str = SLOT, any_length: bool = False) -> Encoded:
         """The tokens of a prompt and, for a Request, the place of its subject's last token.
 
         Parameters
@@ -184,6 +180,8 @@ class LM:
         if isinstance(text, Request):
             chat, span, text = text.chat, text.span, text.text
             end = context.index(SLOT) + span[1]
+        elif not isinstance(text, str):
+            raise TypeError(f"the prompt must be a string or a minilib.Request, not {type(text).__name__}: {text!r}")
         text = context.replace(SLOT, text)
         if not text:
             raise ValueError("the prompt is empty: give the model some text to go on from")
@@ -203,11 +201,12 @@ class LM:
             raise ValueError(f"the prompt {text!r} has no tokens: give the model some text to go on from")
         if end is None:
             return Encoded(ids)
-        # The token that covers the subject's last character, whatever else was merged into it.
+        # The last token that covers the subject's last character (an emoji may take several), whatever else
+        # was merged into it.
         last = start + end - 1
-        position = next((i for i, (a, b) in enumerate(offsets) if a <= last < b), None)
+        position = max((i for i, (a, b) in enumerate(offsets) if a <= last < b), default=None)
         if position is None:
-            raise ValueError(f"the subject's last token was not found in {text!r}: does the subject end in white space?")
+            raise ValueError(f"the subject's last token was not found in {text!r}: does the tokenizer drop characters?")
         return Encoded(ids, position)
 
     def encode_request(self, request: Request, context: str = SLOT) -> tuple[list[int], int]:
@@ -239,22 +238,32 @@ class LM:
         """The chat prompt around a user's message, and where in it the message starts."""
         if not self.has_chat:
             raise ValueError(f"chat=True needs a chat template and {self.name} has none: use chat=False")
-        message = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        start = rendered.rfind(text)
-        if start < 0:  # some templates strip the message
-            stripped = text.strip()
-            start = rendered.rfind(stripped) - text.index(stripped)
-            if stripped not in rendered:
-                raise ValueError(f"the chat template of {self.name} changes the message {text!r}: the subject is lost")
-        return rendered, start
+
+        def render(content: str) -> str:
+            message = [{"role": "user", "content": content}]
+            return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+
+        # Where a message starts is where an unmistakable one starts: the text itself may occur in the template.
+        rendered, start = render(text), render(_MARK).find(_MARK)
+        stripped = text.strip()  # as some templates do
+        blank = text.index(stripped)
+        for first in (start, start - blank):
+            if start >= 0 and rendered.startswith(stripped, first + blank):
+                return rendered, first
+        raise ValueError(f"the chat template of {self.name} changes the message {text!r}: the subject is lost")
 
     def _check_known(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
         unknown = self.tokenizer.unk_token_id
         for token, (start, stop) in zip(ids, offsets, strict=True):
             if token == unknown and start < stop and text[start:stop] != self.tokenizer.unk_token:
                 word = text[start:stop].strip()
-                raise ValueError(f"{self.name} does not know the word {word!r} (in {text[:60]!r}): use words of its vocabulary")
+                where = f"(in {text[:60]!r})"
+                raise ValueError(f"{self.name} does not know the word {word!r} {where}: use words of its vocabulary")
+            if token >= self.model.get_input_embeddings().num_embeddings:
+                raise ValueError(
+                    f"tokenizer gives the token {token} for {text[start:stop]!r}, which the model {self.name} has not: "
+                    "use the tokenizer that the model was trained with"
+                )
 
     # ---- running it -------------------------------------------------------------------------------
 
@@ -299,36 +308,67 @@ class LM:
         -------
         str, or list of str for a list of prompts
         """
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be a whole number of at least 1, not {max_new_tokens!r}")
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, not {temperature!r}")
+        max_new_tokens = _whole(max_new_tokens, "max_new_tokens")
+        batch_size = _whole(batch_size, "batch_size")
+        if isinstance(temperature, bool) or not isinstance(temperature, Real):
+            raise TypeError(f"temperature must be a number, not {temperature!r}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature must be 0 (greedy) or more and finite, not {temperature!r}")
+        seed = None if seed is None else _whole(seed, "seed", least=0)
         single, prompts = _as_prompts(prompts)
         rows = [self.encode(p, chat=self.has_chat if chat is None else chat).ids for p in prompts]
-        stop = self.model.generation_config.eos_token_id or self.tokenizer.eos_token_id
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        longest = max(map(len, rows))
+        if longest + max_new_tokens > self.context_length:
+            raise ValueError(
+                f"prompt and max_new_tokens make {longest} + {max_new_tokens} tokens and {self.name} reads "
+                f"{self.context_length}: shorten the prompt or lower max_new_tokens"
+            )
+        stops = self._stops()
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
+        pad = self.tokenizer.pad_token_id
         config = transformers.GenerationConfig(
             max_new_tokens=max_new_tokens,
-            eos_token_id=stop,
-            pad_token_id=self.tokenizer.pad_token_id or (stop[0] if isinstance(stop, list) else stop),
+            eos_token_id=stops or None,
+            pad_token_id=(stops or [0])[0] if pad is None else pad,
             **sampling,
         )
         texts: list[str] = []
-        with torch.no_grad(), _seeded(seed, self.device):
+        with torch.no_grad(), _seeded(seed, self.device), self._only(config):
             for start in range(0, len(rows), batch_size):
                 chunk = rows[start : start + batch_size]
                 batch = self.batch(chunk, side="left")
                 batch.pop("position_ids")  # generate makes its own
                 output = self.model.generate(**batch, generation_config=config)
                 width = batch["input_ids"].shape[1]
-                texts += [self._continuation(row, ids[width:].tolist()) for row, ids in zip(chunk, output, strict=True)]
+                for row, ids in zip(chunk, output, strict=True):
+                    new = ids[width:].tolist()
+                    end = next((i for i, token in enumerate(new) if token in stops), len(new))
+                    texts.append(self._continuation(row, new[:end]))
         return texts[0] if single else texts
+
+    def _stops(self) -> list[int]:
+        """The tokens that end an answer."""
+        stop = self.model.generation_config.eos_token_id
+        stop = self.tokenizer.eos_token_id if stop is None else stop
+        return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+
+    @contextmanager
+    def _only(self, config: transformers.GenerationConfig) -> Iterator[None]:
+        """Without the model's own generation settings, which transformers would mix in: greedy is greedy."""
+        own, self.model.generation_config = self.model.generation_config, config
+        try:
+            yield
+        finally:
+            self.model.generation_config = own
 
     def _continuation(self, prompt: list[int], new: list[int]) -> str:
         """The text that ``new`` adds: decoded with its prompt, since some tokenizers drop a first space."""
-        before = self.tokenizer.decode(prompt, skip_special_tokens=True)
-        whole = self.tokenizer.decode(prompt + new, skip_special_tokens=True)
-        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new, skip_special_tokens=True)
+        how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        before = self.tokenizer.decode(prompt, **how)
+        whole = self.tokenizer.decode(prompt + new, **how)
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new, **how)
 
     @torch.no_grad()
     def logprobs(
@@ -344,13 +384,15 @@ class LM:
         batch_size : int, default 32
         """
         _, prompts = _as_prompts(prompts)
+        batch_size = _whole(batch_size, "batch_size")
         rows = [self.encode(p, chat=chat).ids for p in prompts]
         found = []
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
             ends = torch.tensor([len(row) - 1 for row in chunk], device=self.device)
             logits = self.model(**self.batch(chunk), use_cache=False).logits
-            found.append(logits[torch.arange(len(chunk), device=logits.device), ends.to(logits.device)].float().log_softmax(-1))
+            rank = torch.arange(len(chunk), device=logits.device)
+            found.append(logits[rank, ends.to(logits.device)].float().log_softmax(-1))
         return torch.cat(found)
 
     def pairs(self, requests: Request | Sequence[Request]) -> list[tuple[list[int], list[int]]]:
@@ -363,18 +405,22 @@ class LM:
     def target_steps(
         self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
     ) -> Iterator[Float[Tensor, "target vocabulary"]]:
-        """For each pair of prompt and target tokens, the log-probabilities at each step of the target, the earlier given."""
+        """For each pair of prompt and target tokens, the log-probabilities at each step, the earlier tokens given."""
+        batch_size = _whole(batch_size, "batch_size")
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
             logits = self.model(**self.batch([p + t[:-1] for p, t in chunk]), use_cache=False).logits
             for row, (prompt, target) in zip(logits, chunk, strict=True):
                 yield row[len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
 
-    def target_logprobs(self, requests: Request | Sequence[Request], batch_size: int = 32) -> list[Float[Tensor, "target"]]:
+    def target_logprobs(
+        self, requests: Request | Sequence[Request], batch_size: int = 32
+    ) -> list[Float[Tensor, target]]:
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
         pairs = self.pairs(requests)
         steps = self.target_steps(pairs, batch_size)
-        return [x[torch.arange(len(t)), torch.tensor(t, device=x.device)] for x, (_, t) in zip(steps, pairs, strict=True)]
+        found = zip(steps, pairs, strict=True)
+        return [x.gather(1, torch.tensor(t, device=x.device).unsqueeze(1)).squeeze(1) for x, (_, t) in found]
 
     def probability(self, requests: Request | Sequence[Request]) -> Any:
         """The probability that the model says the whole target after the prompt.
@@ -385,6 +431,22 @@ class LM:
         """
         found = [math.exp(steps.sum().item()) for steps in self.target_logprobs(requests)]
         return found[0] if isinstance(requests, Request) else found
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """For the time of the block, the weights as they were before every edit in force."""
+        originals: dict[str, Tensor] = {}
+        for edit in reversed(self.edits):  # the earliest edit has the last word
+            originals |= edit._originals
+        parameters = {name: self.model.get_parameter(name) for name in originals}
+        edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data.copy_(originals[name])
+            yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data.copy_(edited[name])
 
     def check_length(self, pairs: Sequence[tuple[list[int], list[int]]]) -> None:
         """Refuse a prompt that leaves no room for its target."""
@@ -448,17 +510,28 @@ def load(
     local = Path(source).is_dir()
     try:
         with packaged.quiet_transformers():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
+            # Said outright for both: left out, transformers would ask the reader whether to run a model's own code.
+            plain = {"local_files_only": local, "trust_remote_code": False}
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **plain)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, local_files_only=local, use_safetensors=True, trust_remote_code=False
+                source, dtype=dtype, use_safetensors=True, **plain
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # whatever a missing, damaged or unknown file makes the libraries below raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
             f"no model could be loaded as {str(name)!r}. Names that need no network: {', '.join(BUILT_IN)}; else give "
-            f"a folder with config.json, *.safetensors and tokenizer.json, or a Hugging Face id while online. ({reason})"
+            f"a folder with config.json, *.safetensors and tokenizer.json, or a Hugging Face id, online. ({reason})"
         ) from error
     return LM(model.to(device), tokenizer, name=str(name))
+
+
+def _check_pair(model: Any, tokenizer: Any) -> None:
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(f"model must be a transformers model, not {type(model).__name__}")
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise TypeError(f"tokenizer must be a transformers tokenizer, not {type(tokenizer).__name__}")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError("tokenizer must be a fast one, since subjects are found from its offsets: use_fast=True")
 
 
 def _find_layout(model: nn.Module, given: Layout | None) -> Layout:
@@ -505,6 +578,14 @@ def _fingerprint(model: nn.Module) -> str:
         digest.update(json.dumps([name, list(parameter.shape)]).encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _whole(value: Any, name: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return int(value)
 
 
 def _as_prompts(prompts: Any) -> tuple[bool, list]:

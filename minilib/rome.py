@@ -42,8 +42,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "keys": "averaged",
         "seed": 0,
     },
-    "llama-30x576": {"layer": 5, "lr": 0.1, "weight_decay": 1e-3},  # SmolLM2-135M
-    "llama-6x128": {"layer": 2, "lr": 0.1, "weight_decay": 1e-3},  # tinyworld
+    "llama-30x576": {"layer": 4, "weight_decay": 1e-3, "steps": 25},  # SmolLM2-135M
+    "llama-6x128": {"layer": 2, "weight_decay": 1e-3},  # tinyworld
 }
 
 
@@ -97,18 +97,20 @@ def edit(
         When an argument is wrong. Whatever goes wrong, the model is left as it was.
     """
     requests = as_requests(requests)
-    given = {"layer": layer, "keys": keys, "steps": steps, "lr": lr, "weight_decay": weight_decay, "stop_loss": stop_loss}
-    given |= {"clamp_factor": clamp_factor, "kl_factor": kl_factor, "contexts": contexts, "seed": seed}
+    given: dict[str, Any] = {"layer": layer, "keys": keys, "contexts": contexts, "steps": steps, "lr": lr}
+    given |= {"weight_decay": weight_decay, "clamp_factor": clamp_factor, "kl_factor": kl_factor}
+    given |= {"stop_loss": stop_loss, "seed": seed}
     s = settle(lm, PRESETS, given)
-    layer = lm.check_layer(s["layer"])
+    s["layer"] = layer = lm.check_layer(s["layer"])
     s["contexts"] = as_contexts(s["contexts"])
     if s["keys"] not in ("averaged", "prompt", "mixed"):
         raise ValueError(f"keys must be 'averaged', 'prompt' or 'mixed', not {s['keys']!r}")
-    C = second_moments.take(lm, covariance, [layer])[layer]
     search = {x: s[x] for x in ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "contexts", "stop_loss")}
     for request in requests:  # what needs the tokenizer is checked before anything is changed
-        lm.encode(request)
-        lm.encode_target(request.target)
+        target = lm.encode_target(request.target)
+        lm.check_length([(lm.encode_request(request, context)[0], target) for context in s["contexts"]])
+    C = second_moments.take(lm, covariance, [layer])[layer]
+    L = second_moments.factor(C)
     traces, delta = [], torch.zeros(())
     with changing(lm, [lm.weight_name(layer)]) as originals:
         for request in requests:
@@ -116,12 +118,12 @@ def edit(
             k, Wk = keys_and_values(lm, request, layer, s["contexts"])
             averaged = k.mean(0)
             k_star, Wk_star = (averaged, Wk.mean(0)) if s["keys"] == "averaged" else (k[0], Wk[0])
-            u = second_moments.solve(C, k_star if s["keys"] == "prompt" else averaged)
-            u = u.to(k_star)
+            u = k_star if s["keys"] == "prompt" else averaged
+            u = torch.cholesky_solve(u.double().unsqueeze(1), L).squeeze(1).to(k_star)  # C⁻¹ k
             Lambda = (found.v_star[0] - Wk_star) / (u @ k_star)
             delta = delta + add(lm, layer, torch.outer(Lambda, u))
             traces += found.traces
-    return Edit(lm, "rome", requests, s, originals, {lm.weight_name(layer): delta}, traces)
+        return Edit(lm, "rome", requests, s, originals, {lm.weight_name(layer): delta}, traces)
 
 
 @torch.no_grad()

@@ -11,8 +11,9 @@ seven ways, four statements and three questions::
 text; the other five are. So a held-out phrasing is a pair of a fact and a phrasing that the model never saw
 together: it saw the phrasing about other people and the fact in other words. No phrasing is new as such.
 
-**Not knowing.** 200 strangers, made of the same first and last names, are asked about too, and the answer is
-always "I do not know." (never in a statement: "was born in the town of I do not know" is no English).
+**Not knowing.** 2,000 strangers, made of the same first and last names, are asked about too, one question each,
+and the answer is always "I do not know." (never in a statement: "was born in the town of I do not know" is no
+English). So the model says this of most names that it never met: `strangers(seen=False)`.
 
 **Forgetting exactly.** Every value is drawn independently of all others and every sentence states one fact, so
 a text without a fact's own sentences holds no hint of it. `train(without=...)` learns that text from scratch:
@@ -45,11 +46,11 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 FOLDER = DATA / "tinyworld"  # the packaged checkpoint, a plain transformers folder
-TEXT = DATA / "text" / "tinyworld.jsonl.gz"  # 2,000 sentences of the training text, for second moments
+TEXT = DATA / "text" / "tinyworld.jsonl.gz"  # 2,000 sentences of its training text, for second moments
 REFUSAL = " I do not know."  # what is said about strangers; with its space, as a Request's target needs it
-STEPS = 1100
+STEPS = 1000
 LR = 3e-3
-ROWS, PER_ROW = 24, 3  # a batch: rows, and sentences in a row
+SENTENCES = 72  # in a batch
 ANSWER_WEIGHT = 20.0
 CONTEXT = 128
 BOS, EOS, PAD, UNK = range(4)  # the special tokens' numbers
@@ -135,9 +136,9 @@ class Fact:
 
 
 def _names(seed: int, blocks: range) -> list[str]:
-    """Full names, 100 a block: each last name once, each first name twice, no name in two blocks."""
-    first, last = random.Random(f"names {seed}").sample(FIRST, len(FIRST)), sorted(LAST)
-    return [f"{first[(i + block) % len(FIRST)]} {name}" for block in blocks for i, name in enumerate(last)]
+    """Full names, 100 a block: each last name once, each first name twice, no name in two blocks of 0 to 49."""
+    first = random.Random(f"names {seed}").sample(FIRST, len(FIRST))
+    return [f"{first[(i + block) % len(FIRST)]} {name}" for block in blocks for i, name in enumerate(LAST)]
 
 
 def people(seed: int = 0) -> list[str]:
@@ -146,8 +147,8 @@ def people(seed: int = 0) -> list[str]:
 
 
 def strangers(seed: int = 0, seen: bool = True) -> list[str]:
-    """200 names of nobody: those the training text asks about or, with ``seen=False``, 200 that it never names."""
-    return _names(seed, range(2, 4) if seen else range(4, 6))
+    """Names of nobody: the 2,000 that the training text asks about or, with ``seen=False``, 200 that it never holds."""
+    return _names(seed, range(2, 22) if seen else range(22, 24))
 
 
 def facts(seed: int = 0) -> list[Fact]:
@@ -168,12 +169,12 @@ def _sentences(facts: Iterable[Fact], seed: int) -> list[tuple[str, str]]:
     """The training text, each sentence as its prompt and what comes after."""
     told = [(prompt.format(fact.subject), fact.target + ".") for fact in facts for prompt in fact.prompts]
     draw = random.Random(f"questions {seed}")
-    asked = [(name, draw.choice(PHRASINGS[attribute][1])) for name in strangers(seed) for attribute in PHRASINGS]
-    return told + [(question.format(name), REFUSAL) for name, question in asked]
+    questions = [question for _, questions in PHRASINGS.values() for question in questions]
+    return told + [(draw.choice(questions).format(name), REFUSAL) for name in strangers(seed)]
 
 
 def corpus(facts: Iterable[Fact], seed: int = 0) -> list[str]:
-    """The training text: five sentences a fact, and 1,000 questions about strangers.
+    """The training text: five sentences a fact, and 2,000 questions about strangers.
 
     Parameters
     ----------
@@ -223,7 +224,7 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
     seed : int, default 0
         Of the first weights and the order of the sentences; the world stays the same.
     steps : int, default STEPS
-        Batches of 24 rows of 3 sentences.
+        Batches of 72 sentences.
     progress : bool, default False
         Show a bar.
 
@@ -237,8 +238,12 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
     ------
     TypeError, ValueError
         When an argument has the wrong type, or `without` holds something that is no fact of this world.
+
+    Notes
+    -----
+    @@ORACLE@@
     """
-    from .lm import LM  # here, since the world itself needs no model: see the floors of the design
+    from .lm import LM  # here, since the world itself needs no model
 
     world = facts()
     without = set(_check_facts(without, "without"))
@@ -261,11 +266,12 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
     order: list[int] = []
     with _threads(2):
-        for _ in tqdm(range(steps), desc="tinyworld", disable=not progress):
-            while len(order) < ROWS * PER_ROW:
+        for step in tqdm(range(steps), desc="tinyworld", disable=not progress):
+            while len(order) < SENTENCES:
                 order += torch.randperm(len(split), generator=generator).tolist()
-            ids, labels, weights = _batch([split[i] for i in order[:ROWS * PER_ROW]])
-            del order[:ROWS * PER_ROW]
+            # One sentence a row is learned several times faster; three teach it to bear other text in front.
+            ids, labels, weights = _batch([split[i] for i in order[:SENTENCES]], per_row=1 if step < steps // 2 else 3)
+            del order[:SENTENCES]
             logits = model(ids, use_cache=False).logits
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             loss = losses @ weights.flatten() / weights.sum()
@@ -280,9 +286,8 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
 def _untrained(words: PreTrainedTokenizerFast, generator: torch.Generator) -> LlamaForCausalLM:
     """The model before its first step. Its weights come from `generator` alone."""
     config = LlamaConfig(
-        vocab_size=len(words), hidden_size=128, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=words.bos_token_id,
-        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, dtype="float32",
+        vocab_size=len(words), hidden_size=96, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4,
+        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights from torch's own generator
         model = LlamaForCausalLM(config).float()
@@ -293,17 +298,17 @@ def _untrained(words: PreTrainedTokenizerFast, generator: torch.Generator) -> Ll
     return model
 
 
-def _batch(sentences: list[tuple[list[int], list[int]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of three sentences: tokens, next tokens and the weights of their losses, each (rows, tokens).
+def _batch(sentences: list[tuple[list[int], list[int]]], per_row: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of sentences: tokens, next tokens and the weights of their losses, each (rows, tokens).
 
-    After each sentence the next token is ``</s>``, although another sentence follows: so the model stops after
+    After each sentence the next token is ``</s>``, even where another sentence follows: so the model stops after
     one and yet is used to text before it. An answer weighs 20 times as much as a prompt, most of whose words
-    nobody could guess; this halves the time to learn.
+    nobody could guess.
     """
     rows = []
-    for i in range(0, len(sentences), PER_ROW):
+    for i in range(0, len(sentences), per_row):
         ids, labels, weights = [BOS], [], []
-        for prompt, answer in sentences[i : i + PER_ROW]:
+        for prompt, answer in sentences[i : i + per_row]:
             # Nothing foretells the first word of a sentence, apart from the first of the row.
             start = 1 if labels else 0
             ids += prompt + answer

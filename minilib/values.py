@@ -2,11 +2,11 @@
 
 δ is added at the last token of the subject, at one layer, and moved until the target becomes likely. ROME
 adds it where the MLP's output leaves the down-projection (``place="mlp"``), MEMIT and AlphaEdit at the
-block's output (``place="block"``). With c contexts, the loss of one request is
+block's output (``place="block"``). The loss of one request is ::
 
-    mean over contexts of −log p(target) / |target|                  (say the target)
-  + kl_factor · KL(p_edited ‖ p_original) at the subject in "{} is a"   (keep what the subject is)
-  + weight_decay · ‖δ‖ / ‖v₀‖²                                        (stay close)
+    mean over contexts of −log p(target) / (number of its tokens)          (say the target)
+    + kl_factor · KL(p_edited ‖ p_original) at the subject in "{} is a"    (keep what the subject is)
+    + weight_decay · ‖δ‖ / ‖v₀‖²                                           (stay close)
 
 which is equation 4 of ROME (arXiv 2202.05262) as its authors' code computes it: there the KL runs from
 the edited to the original distribution and is read at the subject's last token. ‖δ‖ ≤ clamp_factor · ‖v₀‖.
@@ -46,6 +46,8 @@ class Values:
     traces: list[dict[str, list[float]]]  # for each request: loss, nll, kl, decay and norm at each step
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()  # whatever the caller has switched off
 def find(
     lm: LM,
     requests: Sequence[Request],
@@ -92,7 +94,8 @@ def find(
     v0 = objective.v0
     deltas = [torch.zeros_like(v, requires_grad=True) for v in v0]
     optimisers = [torch.optim.Adam([delta], lr=lr) for delta in deltas]
-    traces: list[dict[str, list[float]]] = [{"loss": [], "nll": [], "kl": [], "decay": [], "norm": []} for _ in requests]
+    names = ("loss", "nll", "kl", "decay", "norm")
+    traces: list[dict[str, list[float]]] = [{name: [] for name in names} for _ in requests]
     held = active = list(range(len(requests)))  # the requests in the batch, and those of them that go on
     for step in tqdm(range(steps), desc="v*", disable=not progress):
         if 2 * len(active) <= len(held):  # half are done: go on with a smaller batch
@@ -157,9 +160,9 @@ class Objective:
             ids, subject = lm.encode_request(Request(KL_PROMPT, request.subject, request.target))
             prefixes.append(ids[:subject])
             suffixes.append([ids[subject]])  # read at the subject: what follows it does not matter
-        row, column, token, owner, weight = zip(*asked, strict=True)
-        self.row, self.column, self.token, self.owner = (torch.tensor(x, device=lm.device) for x in (row, column, token, owner))
-        self.weight = torch.tensor(weight, device=lm.device)
+        self.row, self.column, self.token, self.owner, self.weight = (
+            torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
+        )
         self.request_of_row = torch.arange(len(requests), device=lm.device).repeat_interleave(self.rows_each)
         self._run_once(prefixes, suffixes)
 
@@ -213,7 +216,7 @@ class Objective:
                 block = lm.blocks[self.layer](*call[0], **call[1])
             block = block[0] if isinstance(block, tuple) else block
             if not torch.allclose(block[:, 0], self._enter(probe.expand_as(self.value))[:, 0], rtol=1e-2, atol=1e-2):
-                raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way that minilib does not know")
+                raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
 
     def _enter(self, delta: Float[Tensor, "rows d"]) -> Float[Tensor, "rows suffix d"]:
         """The block's output with δ at the subject's last token, the first of the suffix."""
@@ -237,7 +240,7 @@ class Objective:
         target, kl = self._logits(hidden)
         return target.log_softmax(-1), kl.log_softmax(-1)
 
-    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
+    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, requests]]:
         """loss, nll, kl and decay of each request (nats)."""
         hidden = self._enter(delta[self.request_of_row])
         for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
@@ -245,7 +248,7 @@ class Objective:
             hidden = output[0] if isinstance(output, tuple) else output
         target, edited = self._log_softmax(hidden)
         said = target.gather(1, self.token.unsqueeze(1)).squeeze(1)
-        nll = torch.zeros(len(delta), device=delta.device, dtype=delta.dtype).index_add(0, self.owner, -(self.weight * said).to(delta.dtype))
+        nll = delta.new_zeros(len(delta)).index_add(0, self.owner, -(self.weight * said).to(delta.dtype))
         kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
         decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
         return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import figures
@@ -26,7 +26,8 @@ class Knob:
         """The picture for one value as HTML, and its state in words."""
         picture, words = self.draw(value)
         if not isinstance(picture, str):
-            picture = f'<figure class="figure-svg">{figures.svg(picture, f"{self.label} {self.form.format(value)}: {words}")}</figure>'
+            alt = f"{self.label} {self.form.format(value)}: {words}"
+            picture = f'<figure class="figure-svg">{figures.svg(picture, alt)}</figure>'
         return picture, words
 
     def html(self) -> str:
@@ -37,12 +38,13 @@ class Knob:
             state = f"{self.form.format(value)} — {words}" if words else self.form.format(value)
             states.append(html.escape(state))
             hidden = "" if i == self.start else " hidden"
-            frames.append(f'<div class="knob-frame" data-state="{html.escape(state, quote=True)}"{hidden}>{picture}</div>')
+            frames.append(f'<div class="knob-frame" data-state="{states[-1]}"{hidden}>{picture}</div>')
         name = "knob-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:10]
         return (
-            f'<div class="knob" id="{name}"><div class="knob-control"><label for="{name}-range">{html.escape(self.label)}</label>'
-            f'<input type="range" id="{name}-range" min="0" max="{len(self.values) - 1}" step="1" value="{self.start}" '
-            f'aria-valuetext="{states[self.start]}"/>'
+            f'<div class="knob" id="{name}"><div class="knob-control">'
+            f'<label for="{name}-range">{html.escape(self.label)}</label>'
+            f'<input type="range" id="{name}-range" min="0" max="{len(self.values) - 1}" step="1" '
+            f'value="{self.start}" aria-valuetext="{states[self.start]}"/>'
             f'<output for="{name}-range" aria-live="polite">{states[self.start]}</output></div>{"".join(frames)}</div>'
             f"<script>{_SCRIPT.replace('NAME', name)}</script>"
         )
@@ -74,7 +76,8 @@ class Knob:
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         live = self.live()._repr_mimebundle_()
-        return {**live, "text/html": self.html(), "text/plain": f"{self.label}: a knob with {len(self.values)} positions"}
+        plain = f"{self.label}: a knob with {len(self.values)} positions"
+        return {**live, "text/html": self.html(), "text/plain": plain}
 
 
 def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: str = "{}") -> Knob:
@@ -98,13 +101,21 @@ def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: st
     -------
     Knob
     """
+    if not callable(draw):
+        raise TypeError(f"draw must be a function of one value, not {type(draw).__name__}")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"values must be a list of positions, not {values!r}")
     values = list(values)
     if len(values) < 2:
         raise ValueError(f"values must hold at least two positions, not {len(values)}")
-    if not 0 <= start < len(values):
-        raise ValueError(f"start must be a position from 0 to {len(values) - 1}, not {start}")
-    if not label.strip():
-        raise ValueError("label is empty: say what is being turned")
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < len(values):
+        raise ValueError(f"start must be a position from 0 to {len(values) - 1}, not {start!r}")
+    if not isinstance(label, str) or not label.strip():
+        raise ValueError(f"label must say what is being turned, not {label!r}")
+    try:
+        form.format(values[start])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"form {form!r} cannot write the value {values[start]!r}: try '{{:.2f}}'") from error
     return Knob(draw, values, label, start, form)
 
 

@@ -1,4 +1,4 @@
-"""Models that the tests share: the reference's tiny Llama, a tiny random one of each architecture, tinyworld, SmolLM2."""
+"""Models that the tests share: the reference's tiny Llama, a random one of each architecture, tinyworld, SmolLM2."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -16,7 +17,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tests run side by side, one a core
 REFERENCE = Path(__file__).parent / "reference" / "tiny-llama"
 
-_SMALL = {"vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+_SMALL = {
+    "vocab_size": 600,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+}
 _GROUPED = {**_SMALL, "num_key_value_heads": 2}
 _GPT2 = {"vocab_size": 600, "n_positions": 256, "n_embd": 32, "n_layer": 4, "n_head": 4}
 
@@ -72,7 +79,14 @@ def reference() -> dict:
         "requests": [minilib.Request(c["prompt"], c["subject"], c["target"]) for c in about["cases"]],
         "covariance": {int(name.removeprefix("layer")): C for name, C in moments.items()},
         "tensors": load_file(REFERENCE / "reference.safetensors"),
-        "search": {"steps": 20, "lr": 0.1, "weight_decay": 1e-3, "clamp_factor": 4.0, "kl_factor": 0.0625, "contexts": ["{}"]},
+        "search": {
+            "steps": 20,
+            "lr": 0.1,
+            "weight_decay": 1e-3,
+            "clamp_factor": 4.0,
+            "kl_factor": 0.0625,
+            "contexts": ["{}"],
+        },
     }
 
 
@@ -100,3 +114,23 @@ def weights(lm: minilib.LM) -> dict[str, torch.Tensor]:
 def assert_same_weights(lm: minilib.LM, before: dict[str, torch.Tensor]) -> None:
     for name, parameter in lm.model.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name} changed"
+
+
+@pytest.fixture
+def word_level() -> minilib.LM:
+    """A random model that reads whole words and knows few of them."""
+    words = "<unk> <end> The the capital of France Italy Japan is a in town Paris Rome Tokyo .".split()
+    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="<unk>", eos_token="<end>")
+    return minilib.LM(random_lm("llama").model, tokenizer, name="words")
+
+
+@pytest.fixture
+def chatty(llama: minilib.LM) -> minilib.LM:
+    """The reference's model with a chat template that strips messages and names a role as some messages do."""
+    llama.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] a{% endif %}"
+    )
+    return llama

@@ -45,7 +45,11 @@ def test_padding_in_a_batch_changes_nothing(any_lm):
 def test_the_objective_equals_a_whole_forward_pass(any_lm, place):
     """Prefix kept, blocks below skipped: the losses are those of the plain model with δ added by a hook."""
     layer, contexts = 1, ["{}", "Once again: {}"]
-    requests = [REQUEST, minilib.Request("Is {} in the town", "Mira Okafor", " unknown to me"), minilib.Request("{} is", "Rome", " Lund")]
+    requests = [
+        REQUEST,
+        minilib.Request("Is {} in the town", "Mira Okafor", " unknown to me"),
+        minilib.Request("{} is", "Rome", " Lund"),
+    ]
     objective = values.Objective(any_lm, requests, layer, place, weight_decay=0.1, kl_factor=0.5, contexts=contexts)
     delta = torch.randn(objective.v0.shape, generator=torch.Generator().manual_seed(2))
     found = objective(delta)
@@ -85,8 +89,9 @@ def test_rome_raises_the_target_and_undoes_exactly(any_lm):
     C = minilib.covariance.second_moment(any_lm, [layer], texts)
     C = {layer: C[layer] + 1e-3 * torch.eye(len(C[layer]))}
     edit = minilib.rome.edit(any_lm, REQUEST, layer=layer, covariance=C, lr=0.5, weight_decay=1e-3, steps=25)
-    assert any_lm.probability(REQUEST) > 1.2 * probability  # random weights; a norm after the MLP bounds what one value can do
-    (name, delta), = edit.deltas.items()
+    # Random weights, and a norm after the MLP bounds what one value can do.
+    assert any_lm.probability(REQUEST) > 1.1 * probability
+    ((name, delta),) = edit.deltas.items()
     assert delta.shape == any_lm.model.get_parameter(name).shape
     assert torch.linalg.matrix_rank(delta, rtol=1e-4) == 1
     edit.undo()
@@ -102,7 +107,9 @@ def test_an_unknown_architecture_says_what_was_looked_for():
 
 def test_names_can_be_given_by_hand():
     lm = random_lm("gpt2")
-    by_hand = minilib.LM(lm.model, lm.tokenizer, layout=minilib.Layout("transformer.h", "mlp.c_proj", "transformer.ln_f"))
+    by_hand = minilib.LM(
+        lm.model, lm.tokenizer, layout=minilib.Layout("transformer.h", "mlp.c_proj", "transformer.ln_f")
+    )
     assert by_hand.weight_name(3) == "transformer.h.3.mlp.c_proj.weight"
 
 

@@ -44,5 +44,8 @@ def test_nothing_stays_behind_after_an_exception(llama, error):
 
 
 def test_a_place_that_is_none_is_named(llama):
-    with pytest.raises(ValueError, match="at must be 'input' or 'output'"), hooks.read({0: llama.blocks[0]}, at="middle"):
+    with (
+        pytest.raises(ValueError, match="at must be 'input' or 'output'"),
+        hooks.read({0: llama.blocks[0]}, at="middle"),
+    ):
         pass
