@@ -1,0 +1,358 @@
+"""Edits: taken back bit for bit, in the order of a stack, and shown for what they are."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from conftest import assert_same_weights, random_lm, weights
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import minilib
+from minilib import Request, edits, rome, values
+from minilib.edits import Edit
+
+REQUEST = Request("The capital of {} is", "France", " Rome")
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """A model that every example of a property is tried on; each puts it back."""
+    return random_lm("llama")
+
+
+def written(lm, layer, delta, request=REQUEST):
+    """An edit that adds ``delta``."""
+    name = lm.weight_name(layer)
+    with edits.changing(lm, [name]) as originals:
+        return Edit(lm, "test", [request], {}, originals, {name: edits.add(lm, layer, delta)})
+
+
+def random_delta(lm, layer, seed=0, scale=0.1):
+    return torch.randn(lm.memory(layer).shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def do_rome(lm, reference, case=0, **changed):
+    arguments = {"layer": 2, "covariance": reference["covariance"], **reference["search"], "steps": 6, **changed}
+    return rome.edit(lm, reference["requests"][case], **arguments)
+
+
+# ---- undoing ----
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    exponent=st.floats(-9, 6),
+    layers=st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    half=st.booleans(),
+)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_undo_restores_every_bit(shared, seed, exponent, layers, half):
+    lm = copy.deepcopy(shared)
+    lm.model.to(torch.bfloat16 if half else torch.float32)
+    before = weights(lm)
+    stack = [written(lm, layer, random_delta(lm, layer, seed + i, 10**exponent)) for i, layer in enumerate(layers)]
+    for edit in reversed(stack):
+        edit.undo()
+    assert_same_weights(lm, before)
+    assert lm.edits == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_rome_is_undone_in_each_precision(kind, dtype):
+    lm = random_lm(kind)
+    lm.model.to(dtype)
+    before = weights(lm)
+    d_k = lm.memory(1).shape[1]
+    edit = rome.edit(lm, REQUEST, layer=1, covariance={1: torch.eye(d_k)}, steps=15, lr=0.5, weight_decay=1e-3)
+    assert not torch.equal(lm.memory(1), before[lm.weight_name(1)].T if kind == "gpt2" else before[lm.weight_name(1)])
+    losses = edit.traces[0]["loss"]
+    assert losses[-1] < losses[0]
+    edit.undo()
+    assert_same_weights(lm, before)
+
+
+def test_edits_are_undone_in_order_and_each_leaves_the_one_below(llama, reference):
+    states = [weights(llama)]
+    stack = []
+    for case in range(3):
+        stack.append(do_rome(llama, reference, case))
+        states.append(weights(llama))
+    assert llama.edits == stack
+    for edit, before in reversed(list(zip(stack, states, strict=False))):
+        edit.undo()
+        assert_same_weights(llama, before)
+    assert llama.edits == [] and not any(edit.active for edit in stack)
+
+
+def test_undoing_one_that_lies_under_another_names_the_other(llama, reference):
+    first, second, third = (do_rome(llama, reference, case) for case in range(3))
+    with pytest.raises(ValueError) as caught:
+        first.undo()
+    assert f"undo {third!r} first" in str(caught.value)
+    assert first.active and llama.edits == [first, second, third]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_end_of_a_with_block_undoes(llama, reference, error):
+    before = weights(llama)
+    try:
+        with do_rome(llama, reference) as edit:
+            changed = [name for name, p in llama.model.named_parameters() if not torch.equal(p, before[name])]
+            assert changed == [llama.weight_name(2)]
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        assert error
+    assert_same_weights(llama, before)
+    assert not edit.active and llama.edits == []
+
+
+def test_blocks_within_blocks(llama, reference):
+    before = weights(llama)
+    with do_rome(llama, reference, 0), do_rome(llama, reference, 1) as inner:
+        inner.undo()  # by hand, before the block ends
+    assert_same_weights(llama, before)
+
+
+# ---- what was changed ----
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_deltas_have_the_parameters_shape_and_are_the_change(kind):
+    lm = random_lm(kind)
+    before = weights(lm)
+    d_out, d_k = lm.memory(1).shape
+    edit = rome.edit(lm, REQUEST, layer=1, covariance={1: torch.eye(d_k)}, steps=5)
+    assert list(edit.deltas) == [lm.weight_name(1)]
+    for name, delta in edit.deltas.items():
+        assert delta.shape == lm.model.get_parameter(name).shape == ((d_k, d_out) if kind == "gpt2" else (d_out, d_k))
+        assert torch.equal(lm.model.get_parameter(name), before[name] + delta)
+
+
+def test_several_requests_add_up_to_one_delta(llama, reference):
+    before = weights(llama)
+    edit = rome.edit(llama, reference["requests"], layer=2, covariance=reference["covariance"], **reference["search"])
+    (name, delta), = edit.deltas.items()  # fmt: skip
+    torch.testing.assert_close(llama.model.get_parameter(name), before[name] + delta, rtol=0, atol=1e-6)
+    assert len(edit.traces) == len(edit.requests) == 3
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_change_that_is_not_finite_is_never_written(llama, reference, bad):
+    before = weights(llama)
+    delta = random_delta(llama, 2)
+    delta[3, 5] = bad
+    with pytest.raises(ValueError, match="change of layer 2 is not finite"):
+        edits.add(llama, 2, delta)
+    assert_same_weights(llama, before)
+
+
+def test_a_change_too_large_for_half_precision_is_not_written(llama):
+    llama.model.half()
+    before = weights(llama)
+    with pytest.raises(ValueError, match="not finite"):
+        edits.add(llama, 2, random_delta(llama, 2, scale=1e6))
+    assert_same_weights(llama, before)
+
+
+def test_a_search_that_ends_in_nan_leaves_the_first_requests_unwritten(llama, reference, monkeypatch):
+    before, find = weights(llama), values.find
+
+    def fails_at_the_second(lm, requests, *args, **keywords):
+        found = find(lm, requests, *args, **keywords)
+        if requests[0] == reference["requests"][1]:
+            found.v_star[:] = torch.nan
+        return found
+
+    monkeypatch.setattr(values, "find", fails_at_the_second)
+    with pytest.raises(ValueError, match="layer 2 is not finite: lower lr"):
+        rome.edit(llama, reference["requests"], layer=2, covariance=reference["covariance"], **reference["search"])
+    assert_same_weights(llama, before)
+    assert llama.edits == []
+
+
+# ---- showing it ----
+
+
+def test_repr_says_what_was_edited(llama, reference):
+    edit = rome.edit(llama, reference["requests"], layer=2, covariance=reference["covariance"], steps=1)
+    first = reference["requests"][0]
+    assert repr(edit) == f"<rome edit of {llama.name}: {first.text!r} → {first.target!r} and 2 more>"
+    edit.undo()
+    assert repr(edit).endswith(", undone>")
+
+
+def test_answers_are_those_before_and_after(llama, reference):
+    request = reference["requests"][0]
+    before = llama.generate(request, max_new_tokens=5)
+    with do_rome(llama, reference, steps=20) as edit:
+        state = weights(llama)
+        after = llama.generate(request, max_new_tokens=5)
+        assert before != after
+        assert edit.answers(max_new_tokens=5) == [(request.text, before.strip(), after.strip())]
+        assert_same_weights(llama, state)
+
+
+def test_answers_of_an_edit_under_another_leave_the_other_in_force(llama, reference):
+    first, second = do_rome(llama, reference, 0, steps=20), do_rome(llama, reference, 1, steps=20, layer=3)
+    state = weights(llama)
+    ((_, before, _),) = first.answers(max_new_tokens=5)
+    assert_same_weights(llama, state)
+    second.undo()
+    first.undo()
+    do_rome_alone = second.deltas[llama.weight_name(3)]
+    with written(llama, 3, do_rome_alone):
+        assert llama.generate(first.requests[0], max_new_tokens=5).strip() == before
+
+
+def test_html_escapes_and_shows_texts_and_norms(llama, reference):
+    request = Request("<b>{}</b> & the", "Rome", " <i>Lund</i>")
+    edit = rome.edit(llama, request, layer=2, covariance=reference["covariance"], steps=2)
+    state = weights(llama)
+    page = edit._repr_html_()
+    assert_same_weights(llama, state)
+    assert "<b>" not in page and "<i>" not in page
+    assert "&lt;b&gt;Rome&lt;/b&gt; &amp; the" in page
+    assert page.count("<th>") == 3 and page.count("<tr>") == 2
+    ((change, size),) = edit.sizes().values()
+    assert f"‖ΔW‖ = {change:.3g}, ‖W‖ = {size:.3g}" in page and llama.weight_name(2) in page
+    edit.undo()
+    assert "<table>" not in edit._repr_html_() and "undone" in edit._repr_html_()
+
+
+def test_sizes_are_frobenius_norms(llama):
+    original = llama.memory(1).norm().item()
+    edit = written(llama, 1, random_delta(llama, 1))
+    expected = (random_delta(llama, 1).norm().item(), original)
+    assert edit.sizes() == {llama.weight_name(1): pytest.approx(expected)}
+
+
+# ---- at another strength ----
+
+
+@given(strength=st.floats(-2, 3))
+@settings(max_examples=20, deadline=None)
+def test_at_a_strength_the_change_is_scaled(shared, strength):
+    before = weights(shared)
+    with written(shared, 1, random_delta(shared, 1)) as edit:
+        after = weights(shared)
+        with edit.at_strength(strength):
+            expected = before[shared.weight_name(1)] + strength * random_delta(shared, 1)
+            torch.testing.assert_close(shared.memory(1).detach(), expected)
+        assert_same_weights(shared, after)
+    assert_same_weights(shared, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strength_0_and_1_are_exact(llama, dtype):
+    llama.model.to(dtype)
+    before = weights(llama)
+    with written(llama, 1, random_delta(llama, 1)) as edit:
+        after = weights(llama)
+        with edit.at_strength(0):
+            assert_same_weights(llama, before)
+        with edit.at_strength(1):
+            assert_same_weights(llama, after)
+
+
+@pytest.mark.parametrize("wrong", ["1", None, math.nan, True])
+def test_a_strength_that_is_no_number_is_refused(llama, wrong):
+    with (
+        written(llama, 1, random_delta(llama, 1)) as edit,
+        pytest.raises(ValueError, match="strength must be a finite number"),
+        edit.at_strength(wrong),
+    ):
+        pass
+
+
+# ---- copies ----
+
+
+def test_a_copy_of_an_edited_model_keeps_the_edit(llama, reference):
+    with do_rome(llama, reference):
+        copied = copy.deepcopy(llama.model)
+        expected = llama.logprobs("The capital of France is")
+        file = io.BytesIO()
+        torch.save(llama.model, file)  # pickles it: no hook, no closure is in the way
+    assert torch.equal(minilib.LM(copied, llama.tokenizer).logprobs("The capital of France is"), expected)
+
+
+# ---- settings ----
+
+PRESETS = {"paper": {"layer": None, "steps": 20, "lr": 0.5}, "llama-6x48": {"layer": 2, "lr": 0.1}}
+
+
+def test_a_preset_is_found_by_the_models_kind(llama):
+    assert llama.kind == "llama-6x48"
+    found = edits.settle(llama, PRESETS, {"layer": None, "steps": 3, "lr": None})
+    assert found == {"layer": 2, "steps": 3, "lr": 0.1, "presets": "llama-6x48"}
+
+
+def test_a_model_without_preset_gets_the_papers_values_and_a_middle_layer():
+    found = edits.settle(random_lm("gpt2"), PRESETS, {"layer": None, "steps": None, "lr": 2})
+    assert (found["layer"], found["steps"], found["lr"]) == (2, 20, 2.0)
+    assert found["presets"].startswith("paper")
+
+
+def test_what_is_given_wins(llama):
+    assert edits.settle(llama, PRESETS, {"layer": 0, "lr": 0.7})["layer"] == 0
+    assert edits.settle(llama, PRESETS, {"layer": 0, "lr": 0.7})["lr"] == 0.7
+
+
+def test_presets_are_not_changed_by_an_edit(llama, reference):
+    presets = copy.deepcopy(rome.PRESETS)
+    with do_rome(llama, reference) as edit:
+        edit.settings["contexts"].append("more")
+    assert rome.PRESETS == presets
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_an_edit_works_where_gradients_are_off(llama, reference, around):
+    with do_rome(llama, reference) as edit:
+        expected = edit.deltas[llama.weight_name(2)]
+    before = weights(llama)
+    with around(), do_rome(llama, reference) as edit:
+        torch.testing.assert_close(edit.deltas[llama.weight_name(2)], expected)
+    assert_same_weights(llama, before)
+
+
+def test_no_gradient_stays_behind(llama, reference):
+    do_rome(llama, reference)
+    assert all(p.grad is None and p.requires_grad for p in llama.model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("{} is", "France"),  # at the very start
+        ("In {} lives {{x}} of %s \\n <", "Mira"),
+        ("France, o France: the capital of {} is, France", "France"),  # repeated
+        ("The city of {} is", "東京"),
+        ("The city of {} is", "Zürich"),
+        ("I saw a {} in", "🦄"),
+        ("I saw a {}", "👩‍👩‍👧"),  # at the end, of several code points
+        ("x{}y", "q"),
+    ],
+)
+def test_strange_prompts_are_edited_and_undone(llama, reference, prompt, subject):
+    if prompt.count("{}") != 1:
+        pytest.fail("a prompt of this test has not one slot")
+    before = weights(llama)
+    request = Request(prompt, subject, " Rome")
+    probability = llama.probability(request)
+    with rome.edit(llama, [request], layer=2, covariance=reference["covariance"], **reference["search"]):
+        assert llama.probability(request) > 2 * probability
+    assert_same_weights(llama, before)
+
+
+def test_requests_may_be_any_iterable(llama, reference):
+    requests, deltas = reference["requests"][:2], []
+    for given_ in (requests, tuple(requests), (r for r in requests)):
+        with rome.edit(llama, given_, layer=2, covariance=reference["covariance"], steps=3) as edit:
+            deltas.append(edit.deltas[llama.weight_name(2)])
+            assert edit.requests == requests
+    assert torch.equal(deltas[0], deltas[1]) and torch.equal(deltas[0], deltas[2])
