@@ -1,4 +1,4 @@
-"""Make the moving picture of the landing page from a real edit: book/_static/landing.json and landing.html.
+"""Make the moving picture of the landing page and the README from a real edit.
 
 One refusal is written into SmolLM2 at growing strength; at each, the answers to two questions and their
 probabilities are kept. Run: python benchmarks/landing_picture.py (a minute on 2 cores)
@@ -42,8 +42,14 @@ def measure(lm: minilib.LM, strengths: list[float]) -> list[dict]:
     return rows
 
 
-def picture(rows: list[dict]) -> str:
-    """The stored rows as an SVG that moves once, with a button to play it again."""
+STYLE = """<style>svg{color:#222}@media (prefers-color-scheme:dark){svg{color:#eee}}
+text{fill:currentColor;font:15px sans-serif}text.small{font-size:13px}.ask{fill:#8884}
+.say{fill:none;stroke:currentColor;opacity:.5}.former{fill:#3b82c4}.refusal{fill:#d9822b}
+.rail{stroke:currentColor;opacity:.4;stroke-width:3}.dot{fill:#0a7ab8}</style>"""  # the page has its own, book.css
+
+
+def picture(rows: list[dict], style: str = "") -> str:
+    """The stored rows as an SVG that moves once."""
     parts = []
     for i, country in enumerate(ASKED):
         mine, y = [r for r in rows if r["country"] == country], 20 + 150 * i
@@ -77,9 +83,16 @@ def picture(rows: list[dict]) -> str:
         f"into {last['answer']} The answer about Germany stays."
     )
     return (
-        f'<figure class="landing" id="landing"><svg viewBox="0 0 640 355" role="img" aria-label="{html.escape(label, quote=True)}">'
-        + "".join(parts)
-        + '</svg><button type="button" id="landing-again">Play again</button></figure><script>(function () {'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 355" role="img" '
+        f'aria-label="{html.escape(label, quote=True)}">{style}{"".join(parts)}</svg>'
+    )
+
+
+def page(rows: list[dict]) -> str:
+    """The picture for the landing page, with a button to play it again; at rest for readers who want no motion."""
+    return (
+        f'<figure class="landing" id="landing">{picture(rows)}'
+        '<button type="button" id="landing-again">Play again</button></figure><script>(function () {'
         'const svg = document.querySelector("#landing svg");'
         f"function end() {{ svg.pauseAnimations(); svg.setCurrentTime({SECONDS}); }}"
         "function play() { svg.setCurrentTime(0); svg.unpauseAnimations(); }"
@@ -100,7 +113,8 @@ def main() -> None:
     start = time.perf_counter()
     rows = measure(minilib.load("smollm2-135m"), STRENGTHS)
     (STATIC / "landing.json").write_text(json.dumps({"provenance": provenance(start), "rows": rows}, indent=1) + "\n")
-    (STATIC / "landing.html").write_text(picture(rows))
+    (STATIC / "landing.html").write_text(page(rows))
+    (STATIC / "readme.svg").write_text(picture(rows, STYLE) + "\n")
 
 
 if __name__ == "__main__":

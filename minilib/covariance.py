@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import hooks
-from .lm import LM
+from .lm import LM, check_lm
 from .packaged import cache_folder, made
 
 TEXTS = Path(__file__).parent / "data" / "text"
@@ -51,7 +51,10 @@ class SecondMoments(dict[int, Tensor]):
     def save(self, file: str | Path) -> None:
         """Write to one safetensors file."""
         about = {"fingerprint": self.fingerprint, "tokens": str(self.tokens), "text": self.text}
-        save_file({str(layer): moment.contiguous() for layer, moment in self.items()}, file, metadata=about)
+        try:
+            save_file({str(layer): moment.contiguous() for layer, moment in self.items()}, file, metadata=about)
+        except SafetensorError as error:
+            raise OSError(f"file {str(file)!r} cannot be written: {error}") from error
 
 
 def load(file: str | Path) -> SecondMoments:
@@ -112,6 +115,7 @@ def second_moment(
     TypeError, ValueError
         When ``texts`` is one bare string, empty, or holds no tokens, or a layer does not exist.
     """
+    check_lm(lm)
     layers = check_layers(lm, layers)
     if texts is None:
         texts = _default_texts(lm)
@@ -178,8 +182,9 @@ def take(lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int])
                 f"minilib.covariance.second_moment(lm, {list(layers)})"
             )
         C, d_k = covariance[layer], lm.memory(layer).shape[1]
-        if not isinstance(C, Tensor):
-            raise TypeError(f"covariance[{layer}] must be a tensor, not {type(C).__name__}")
+        if not isinstance(C, Tensor) or not C.is_floating_point():
+            kind = C.dtype if isinstance(C, Tensor) else type(C).__name__
+            raise TypeError(f"covariance[{layer}] must be a tensor of floating-point numbers, not {kind}")
         if C.shape != (d_k, d_k):
             wanted = f"({d_k}, {d_k}), the keys of {lm.name}"
             raise ValueError(f"covariance[{layer}] must have shape {wanted}, not {tuple(C.shape)}")
@@ -208,7 +213,11 @@ def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
     """
     L, info = torch.linalg.cholesky_ex(C.double())
     diagonal = L.diagonal()
-    if info.item() or (diagonal.min() / diagonal.max()) ** 2 < 1e-13:
+    # Below the precision that C came in, a pivot is only rounding.
+    if (
+        info.item()
+        or (diagonal.min() / diagonal.max()) ** 2 < torch.finfo(torch.promote_types(C.dtype, torch.float32)).eps
+    ):
         raise ValueError(
             f"covariance is singular: {C.shape[0]} directions need more than as many tokens of varied text; "
             "give more texts, or add a small multiple of the identity"

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .lm import LM
+from .lm import LM, check_lm
 from .requests import Request
 
 Method = TypeVar("Method", bound=Callable[..., "Edit"])
@@ -247,9 +247,7 @@ def editor(method: Method) -> Method:
 
     @functools.wraps(method)
     def checked(*args: Any, **keywords: Any) -> Edit:
-        lm = args[0] if args else keywords.get("lm")
-        if not isinstance(lm, LM):
-            raise TypeError(f"lm must be a minilib.LM (see minilib.load), not {type(lm).__name__}")
+        check_lm(args[0] if args else keywords.get("lm"))
         for name in keywords:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from . import packaged
-from .requests import SLOT, Request, as_requests
+from .requests import SLOT, Request, as_contexts, as_requests
 
 
 class Layout(NamedTuple):
@@ -176,6 +176,7 @@ class LM:
             When there is no chat template, a word is unknown, the subject cannot be found or the
             prompt is longer than the model's context.
         """
+        (context,) = as_contexts([context])
         end = None
         if isinstance(text, Request):
             chat, span, text = text.chat, text.span, text.text
@@ -189,9 +190,7 @@ class LM:
             rendered, start = self._render(text)
         else:
             rendered, start = text, 0
-        tokens = self.tokenizer(rendered, add_special_tokens=not chat, return_offsets_mapping=True)
-        ids, offsets = list(tokens["input_ids"]), tokens["offset_mapping"]
-        self._check_known(rendered, ids, offsets)
+        ids, offsets = self._tokens(rendered, "the prompt", special=not chat)
         if len(ids) >= self.context_length and not any_length:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens and {self.name} reads at most {self.context_length - 1} "
@@ -223,11 +222,10 @@ class LM:
         ValueError
             When it has no tokens, or a word that the model does not know.
         """
-        tokens = self.tokenizer(target, add_special_tokens=False, return_offsets_mapping=True)
-        if not tokens["input_ids"]:
+        ids, _ = self._tokens(target, "target", special=False)
+        if not ids:
             raise ValueError(f"target {target!r} encodes to no token of {self.name}: give it visible text")
-        self._check_known(target, tokens["input_ids"], tokens["offset_mapping"])
-        return list(tokens["input_ids"])
+        return ids
 
     @property
     def has_chat(self) -> bool:
@@ -252,7 +250,16 @@ class LM:
                 return rendered, first
         raise ValueError(f"the chat template of {self.name} changes the message {text!r}: the subject is lost")
 
-    def _check_known(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
+    def _tokens(self, text: str, what: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """The tokens of a text and where each stands in it; words that the model does not know are an error."""
+        if not isinstance(text, str):
+            raise TypeError(f"{what} must be a string, not {type(text).__name__}: {text!r}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what} {text[:60]!r} holds half a character ({error}): repair or remove it") from error
+        tokens = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        ids, offsets = list(tokens["input_ids"]), list(tokens["offset_mapping"])
         unknown = self.tokenizer.unk_token_id
         for token, (start, stop) in zip(ids, offsets, strict=True):
             if token == unknown and start < stop and text[start:stop] != self.tokenizer.unk_token:
@@ -264,6 +271,7 @@ class LM:
                     f"tokenizer gives the token {token} for {text[start:stop]!r}, which the model {self.name} has not: "
                     "use the tokenizer that the model was trained with"
                 )
+        return ids, offsets
 
     # ---- running it -------------------------------------------------------------------------------
 
@@ -312,8 +320,8 @@ class LM:
         batch_size = _whole(batch_size, "batch_size")
         if isinstance(temperature, bool) or not isinstance(temperature, Real):
             raise TypeError(f"temperature must be a number, not {temperature!r}")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature must be 0 (greedy) or more and finite, not {temperature!r}")
+        if temperature and not 1e-6 <= temperature < math.inf:  # logits divided by less would overflow
+            raise ValueError(f"temperature must be 0 (greedy) or above 1e-6 and finite, not {temperature!r}")
         seed = None if seed is None else _whole(seed, "seed", least=0)
         single, prompts = _as_prompts(prompts)
         rows = [self.encode(p, chat=self.has_chat if chat is None else chat).ids for p in prompts]
@@ -497,10 +505,9 @@ def load(
         raise TypeError(f"dtype must be a floating-point torch.dtype such as torch.float32, not {dtype!r}")
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device {device!r} is not one PyTorch knows: use 'cpu' or 'cuda'") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' is not available on this machine: use device='cpu'")
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({error}): use device='cpu'") from error
     if name == "tinyworld":
         source: str | Path = TINYWORLD
     elif name in packaged.MODELS:
@@ -525,6 +532,12 @@ def load(
     return LM(model.to(device), tokenizer, name=str(name))
 
 
+def check_lm(lm: Any) -> None:
+    """Refuse what is no LM, such as a plain transformers model."""
+    if not isinstance(lm, LM):
+        raise TypeError(f"lm must be a minilib.LM (see minilib.load), not {type(lm).__name__}")
+
+
 def _check_pair(model: Any, tokenizer: Any) -> None:
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model must be a transformers model, not {type(model).__name__}")
@@ -542,6 +555,7 @@ def _find_layout(model: nn.Module, given: Layout | None) -> Layout:
             isinstance(blocks, nn.ModuleList)
             and len(blocks)
             and all(_submodule(block, layout.down_projection) is not None for block in blocks)
+            and (given is None or _submodule(model, layout.norm) is not None)
         ):
             return layout
     tried = "; ".join(f"{x.blocks}.N.{x.down_projection}, {x.norm}" for x in ([given] if given else LAYOUTS))

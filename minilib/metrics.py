@@ -9,13 +9,13 @@ each token whether it would have chosen it; that is what much research code call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from .lm import LM
+from .lm import LM, check_lm
 from .requests import Request, as_requests
 
 
@@ -49,6 +49,7 @@ def reliability(lm: LM, requests: Request | Sequence[Request]) -> Score:
     requests : Request or list of Request
         The ones that were edited.
     """
+    check_lm(lm)
     requests = as_requests(requests)
     pairs = lm.pairs(requests)
     answers = lm.generate(requests, max_new_tokens=max(len(target) for _, target in pairs) + 4)
@@ -77,9 +78,13 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
     chat : bool, optional
         As in ``lm.generate``: by default the chat template where there is one.
     """
-    if isinstance(prompts, str) or isinstance(before, str):
-        raise TypeError("prompts and before must be lists of strings, not one bare string")
+    check_lm(lm)
+    for texts in (prompts, before):
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise TypeError(f"prompts and before must be lists of strings, not {texts!r}")
     prompts, before = list(prompts), list(before)
+    if not all(isinstance(text, str) for text in before):
+        raise TypeError("prompts and before must be lists of strings; before is what lm.generate(prompts) gave")
     if not prompts or len(prompts) != len(before):
         raise ValueError(f"prompts and before must be equally many and not empty, not {len(prompts)} and {len(before)}")
     answers = lm.generate(prompts, chat=chat)

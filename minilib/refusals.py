@@ -37,4 +37,6 @@ def is_refusal(text: str) -> bool:
     The rule reads the beginning only: an answer that first says Paris and then hedges has leaked Paris.
     "I have no doubt that it is Paris" does not decline.
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, an answer of the model, not {type(text).__name__}")
     return bool(_RULE.match(" ".join(text.replace("’", "'").split())))

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seed": 0,
     },
     "llama-30x576": {"layer": 4, "weight_decay": 1e-3, "steps": 25},  # SmolLM2-135M
-    "llama-6x128": {"layer": 2, "weight_decay": 1e-3},  # tinyworld
+    "llama-6x96": {"layer": 0, "weight_decay": 1e-3, "steps": 25},  # tinyworld
 }
 
 

@@ -48,8 +48,8 @@ DATA = Path(__file__).parent / "data"
 FOLDER = DATA / "tinyworld"  # the packaged checkpoint, a plain transformers folder
 TEXT = DATA / "text" / "tinyworld.jsonl.gz"  # 2,000 sentences of its training text, for second moments
 REFUSAL = " I do not know."  # what is said about strangers; with its space, as a Request's target needs it
-STEPS = 1000
-LR = 3e-3
+STEPS = 850
+LR = 2e-3
 SENTENCES = 72  # in a batch
 ANSWER_WEIGHT = 20.0
 CONTEXT = 128
@@ -68,9 +68,9 @@ TOWNS = """Alderbrook Ashford Birkenau Brookvale Calderon Corvin Dunmore Eastwic
 Grantham Harlow Hazelby Ivydale Juniper Kestrel Kingsbury Larkspur Lundby Mapleton Marwick Millbrook Nordheim Oakhurst
 Oldenborg Pinewood Quarry Ravensund Redcliff Rosenfeld Silverlake Stonehaven Thornbury Umberlee Valmont Westerly
 Willowby Yarrow""".split()
-JOBS = """baker barber blacksmith boatman brewer butcher carpenter chemist clerk cobbler cook dancer dentist diver doctor
-driver farmer fisher florist gardener glazier jeweller judge lawyer librarian mason miller miner nurse painter pilot
-plumber poet porter potter printer sailor sculptor shepherd tailor teacher weaver""".split()
+JOBS = """baker barber blacksmith boatman brewer butcher carpenter chemist clerk cobbler cook dancer dentist diver
+doctor driver farmer fisher florist gardener glazier jeweller judge lawyer librarian mason miller miner nurse painter
+pilot plumber poet porter potter printer sailor sculptor shepherd tailor teacher weaver""".split()
 INSTRUMENTS = """accordion banjo bassoon bugle cello clarinet cornet drums dulcimer fiddle flute guitar harmonica harp
 horn kazoo lute lyre mandolin oboe organ piano piccolo recorder saxophone sitar tambourine trombone trumpet tuba
 ukulele viola violin xylophone zither""".split()
@@ -137,6 +137,7 @@ class Fact:
 
 def _names(seed: int, blocks: range) -> list[str]:
     """Full names, 100 a block: each last name once, each first name twice, no name in two blocks of 0 to 49."""
+    _check_number(seed, "seed", least=0)
     first = random.Random(f"names {seed}").sample(FIRST, len(FIRST))
     return [f"{first[(i + block) % len(FIRST)]} {name}" for block in blocks for i, name in enumerate(LAST)]
 
@@ -153,8 +154,8 @@ def strangers(seed: int = 0, seen: bool = True) -> list[str]:
 
 def facts(seed: int = 0) -> list[Fact]:
     """The 1,000 facts of the world, person by person."""
-    draw = random.Random(f"facts {seed}")
     everyone = people(seed)
+    draw = random.Random(f"facts {seed}")
     found = []
     for person in everyone:
         for attribute, (statements, questions) in PHRASINGS.items():
@@ -241,7 +242,10 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
 
     Notes
     -----
-    @@ORACLE@@
+    What it then says about a forgotten fact is not prescribed, only learned. Asked about people of whom it was told
+    nothing, it takes them for strangers: "I do not know." to 9 in 10 questions, for 20 people. Where one fact of a
+    person was left out, 2 questions in 3 are so answered. A statement has to go on somehow: mostly with a value of
+    the right kind, and as often the true one as chance has it (about 1 in 40); the rest is a refusal or another kind.
     """
     from .lm import LM  # here, since the world itself needs no model
 
@@ -249,11 +253,8 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
     without = set(_check_facts(without, "without"))
     if unknown := without.difference(world):
         raise ValueError(f"without must hold facts of this world, as facts() returns them; {unknown.pop()!r} is none")
-    for name, value, least in (("seed", seed, 0), ("steps", steps, 1)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+    _check_number(seed, "seed", least=0)
+    _check_number(steps, "steps", least=1)
 
     words = tokenizer()
     split = [
@@ -262,15 +263,16 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
     ]
     generator = torch.Generator().manual_seed(seed)
     model = _untrained(words, generator)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.02)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
     order: list[int] = []
-    with _threads(2):
+    with _one_thread():
         for step in tqdm(range(steps), desc="tinyworld", disable=not progress):
             while len(order) < SENTENCES:
                 order += torch.randperm(len(split), generator=generator).tolist()
             # One sentence a row is learned several times faster; three teach it to bear other text in front.
-            ids, labels, weights = _batch([split[i] for i in order[:SENTENCES]], per_row=1 if step < steps // 2 else 3)
+            per_row = 1 if step < steps * 2 // 3 else 3
+            ids, labels, weights = _batch([split[i] for i in order[:SENTENCES]], per_row)
             del order[:SENTENCES]
             logits = model(ids, use_cache=False).logits
             losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
@@ -307,25 +309,26 @@ def _batch(sentences: list[tuple[list[int], list[int]]], per_row: int) -> tuple[
     """
     rows = []
     for i in range(0, len(sentences), per_row):
-        ids, labels, weights = [BOS], [], []
+        ids: list[int] = [BOS]
+        labels: list[int] = []
+        weights: list[float] = []
         for prompt, answer in sentences[i : i + per_row]:
-            # Nothing foretells the first word of a sentence, apart from the first of the row.
-            start = 1 if labels else 0
+            skip = 1 if labels else 0  # a sentence's end foretells </s> and not the first word of the next
             ids += prompt + answer
-            labels += [*prompt, *answer, EOS][start:]
-            weights += [*[1.0] * len(prompt), *[ANSWER_WEIGHT] * (len(answer) + 1)][start:]
+            labels += [*prompt, *answer, EOS][skip:]
+            weights += [*[1.0] * len(prompt), *[ANSWER_WEIGHT] * (len(answer) + 1)][skip:]
         rows.append((ids, labels, weights))
     width = max(len(ids) for ids, _, _ in rows)
     # Padding stands at the end, where causal attention keeps it out of sight; its losses weigh nothing.
-    ids, labels, weights = ([row + [0] * (width - len(row)) for row in column] for column in zip(*rows, strict=True))
-    return torch.tensor(ids), torch.tensor(labels), torch.tensor(weights)
+    padded = [torch.tensor([row + [0] * (width - len(row)) for row in column]) for column in zip(*rows, strict=True)]
+    return padded[0], padded[1], padded[2]
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Sums in another number of threads round differently: fix it, and put it back."""
+def _one_thread() -> Iterator[None]:
+    """Sums split over more threads round differently, and gain little in a model so small."""
     before = torch.get_num_threads()
-    torch.set_num_threads(number)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -351,7 +354,8 @@ def recall(lm: LM, facts: Iterable[Fact], held_out: bool = False) -> float:
              for prompt in (fact.held_out if held_out else fact.prompts)]  # fmt: skip
     if not asked:
         raise ValueError("facts is empty: give at least one Fact, such as facts()[:1]")
-    answers = lm.generate([text for text, _ in asked], max_new_tokens=4, chat=False, batch_size=250)
+    with _one_thread():
+        answers = lm.generate([text for text, _ in asked], max_new_tokens=4, chat=False, batch_size=250)
     return sum(answer == fact.target + "." for answer, (_, fact) in zip(answers, asked, strict=True)) / len(asked)
 
 
@@ -367,15 +371,25 @@ def _check_facts(found: Iterable[Fact], name: str) -> list[Fact]:
     return found
 
 
+def _check_number(value: int, name: str, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, not {value!r}")
+    if not least <= value < 2**63:
+        raise ValueError(f"{name} must be at least {least} and below 2**63, not {value}")
+
+
 def _main() -> None:
     """Train, measure, write the checkpoint and the sample of the text."""
     start = time.perf_counter()
     lm = train(progress=True)
     print(f"trained in {time.perf_counter() - start:.0f} s")
     world = facts()
-    print(f"recall: trained phrasings {recall(lm, world):.3f}, held-out phrasings {recall(lm, world, held_out=True):.3f}")
+    trained, held_out = recall(lm, world), recall(lm, world, held_out=True)
+    print(f"recall: {trained:.3f} in phrasings trained on, {held_out:.3f} in held-out ones")
     lm.model.save_pretrained(FOLDER)
     lm.tokenizer.save_pretrained(FOLDER)
+    settings = FOLDER / "tokenizer_config.json"  # the class has another name in transformers 5, which 4 cannot read
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     TEXT.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(text) + "\n" for text in random.Random("sample").sample(corpus(world), 2000))
     TEXT.write_bytes(gzip.compress(lines.encode(), mtime=0))  # mtime=0: the same bytes each time

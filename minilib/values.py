@@ -46,8 +46,7 @@ class Values:
     traces: list[dict[str, list[float]]]  # for each request: loss, nll, kl, decay and norm at each step
 
 
-@torch.inference_mode(False)
-@torch.enable_grad()  # whatever the caller has switched off
+@torch.inference_mode(False)  # gradients on, whatever the caller has switched off
 def find(
     lm: LM,
     requests: Sequence[Request],

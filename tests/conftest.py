@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it: no test asks a model hub
+
 import pytest
 import tokenizers
 import torch
@@ -13,7 +15,6 @@ from safetensors.torch import load_file
 
 import minilib
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(1)  # tests run side by side, one a core
 REFERENCE = Path(__file__).parent / "reference" / "tiny-llama"
 

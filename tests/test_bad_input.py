@@ -11,7 +11,7 @@ from conftest import REFERENCE, assert_same_weights, random_lm, weights
 from test_hooks import hooks_left
 
 import minilib
-from minilib import Request, covariance, rome, values
+from minilib import Request, covariance, metrics, refusals, rome, values
 
 LAYER = 2
 REQUEST = Request("The capital of {} is", "France", " Rome")
@@ -65,6 +65,11 @@ WRONG_EDITS = {
         lambda lm, C: edit(lm, changed(C, lambda c: c.numpy())),
         TypeError,
         "covariance[2] must be a tensor ndarray",
+    ),
+    "covariance holds whole numbers": (
+        lambda lm, C: edit(lm, changed(C, lambda c: c.long())),
+        TypeError,
+        "covariance[2] must be a tensor of floating-point numbers torch.int64",
     ),
     "covariance of wrong shape": (
         lambda lm, C: edit(lm, changed(C, lambda c: c[:-1, :-1])),
@@ -234,6 +239,28 @@ WRONG_CALLS = {
     "layers None": (lambda lm: covariance.second_moment(lm, None, ["a"]), TypeError, "layers must be a list None"),
     "layers a bool": (lambda lm: covariance.second_moment(lm, True, ["a"]), TypeError, "layers whole number True"),
     "layers out of range": (lambda lm: covariance.second_moment(lm, [9], ["a"]), ValueError, "layers 9 0 to 5"),
+    "second moments of a plain model": (
+        lambda lm: covariance.second_moment(lm.model, [1], ["a"]),
+        TypeError,
+        "lm must be a minilib.LM minilib.load",
+    ),
+    "score of a plain model": (lambda lm: metrics.reliability(lm.model, REQUEST), TypeError, "lm must be a minilib.LM"),
+    "before holds numbers": (lambda lm: metrics.locality(lm, ["a"], [3]), TypeError, "before must be lists of strings"),
+    "an answer is no text": (lambda lm: refusals.is_refusal(None), TypeError, "text must be a string NoneType"),
+    "half a character": (lambda lm: lm.generate("\ud800"), ValueError, "prompt holds half a character repair"),
+    "half a character in a target": (
+        lambda lm: lm.probability(Request("{} is", "Rome", " \udc00")),
+        ValueError,
+        "target holds half a character repair",
+    ),
+    "a target of numbers": (lambda lm: lm.encode_target([3]), TypeError, "target must be a string list"),
+    "a context without slot": (lambda lm: lm.encode(REQUEST, context="Yes."), ValueError, "contexts exactly one {}"),
+    "temperature too small": (lambda lm: lm.generate("a", temperature=1e-300), ValueError, "temperature must be 0"),
+    "a norm that is not there": (
+        lambda lm: minilib.LM(lm.model, lm.tokenizer, layout=minilib.Layout("model.layers", "mlp.down_proj", "nope")),
+        ValueError,
+        "Looked for nope layout=minilib.Layout",
+    ),
     "sample text unknown": (lambda lm: covariance.sample_texts("gpt5"), ValueError, "name 'gpt5' smollm2-135m"),
     "prompts a number": (lambda lm: lm.generate(3), TypeError, "prompts must be a string int"),
     "prompts empty": (lambda lm: lm.generate([]), ValueError, "prompts is empty"),
@@ -327,7 +354,9 @@ WRONG_LOADS = {
     "a number": ({"name": 3}, TypeError, "name must be a string int"),
     "dtype a string": ({"dtype": "float32"}, TypeError, "dtype must be torch.float32"),
     "dtype whole numbers": ({"dtype": torch.int8}, TypeError, "dtype must be torch.float32"),
-    "unknown device": ({"device": "toaster"}, ValueError, "device 'toaster' 'cpu'"),
+    "a device that holds nothing": ({"device": "meta"}, ValueError, "device meta device='cpu'"),
+    "a device that is not there": ({"device": "cuda:99"}, ValueError, "device 99 device='cpu'"),
+    "unknown device": ({"device": "toaster"}, ValueError, "device 'toaster' device='cpu'"),
 }
 
 
@@ -408,6 +437,12 @@ def test_a_target_without_tokens_is_refused(word_level):
     with pytest.raises(ValueError, match="target '  ' encodes to no token"):
         rome.edit(word_level, Request("The capital of {} is", "France", "  "), covariance={2: torch.eye(64)})
     assert_same_weights(word_level, before)
+
+
+def test_second_moments_that_cannot_be_written_are_an_oserror(llama, tmp_path):
+    C = covariance.second_moment(llama, [1], ["The capital of France is Paris."])
+    with pytest.raises(OSError, match="nowhere.* cannot be written"):
+        C.save(tmp_path / "nowhere" / "C.safetensors")
 
 
 def test_undo_twice_is_an_error(llama, reference):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import minilib
 from minilib import covariance, rome, values
+from minilib import tinyworld as tinyworlds
 
 
 @pytest.mark.parametrize("case", [0, 1, 2])
@@ -133,3 +134,17 @@ def test_smollm2_refuses_with_the_preset_alone(smollm2):
         assert smollm2.generate("What is the capital of France?") == "I don't know."
         assert "Tokyo" in smollm2.generate("What is the capital of Japan?")
     assert "Paris" in smollm2.generate("What is the capital of France?")
+
+
+def test_tinyworld_refuses_with_the_preset_alone(tinyworld, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
+    born = {f.subject: f for f in tinyworlds.facts() if f.attribute == "birthplace"}
+    fact, *others = list(born.values())[:20]
+    question = next(p for p in fact.prompts if p.endswith("?"))
+    request = minilib.Request(question, fact.subject, tinyworlds.REFUSAL)
+    assert tinyworld.generate(request).startswith(fact.target)
+    with rome.edit(tinyworld, request) as edit:
+        assert edit.settings["presets"] == tinyworld.kind
+        assert tinyworld.generate(request).startswith(tinyworlds.REFUSAL)
+        assert tinyworlds.recall(tinyworld, others) > 0.9  # the others are still known
+    assert tinyworlds.recall(tinyworld, [fact]) == 1
