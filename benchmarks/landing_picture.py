@@ -54,7 +54,9 @@ def picture(rows: list[dict], style: str = "") -> str:
     for i, country in enumerate(ASKED):
         mine, y = [r for r in rows if r["country"] == country], 20 + 150 * i
         question = f"What is the capital of {country}?"
-        parts.append(f'<rect x="10" y="{y}" width="300" height="34" rx="15" class="ask"/><text x="26" y="{y + 22}">{question}</text>')
+        parts.append(
+            f'<rect x="10" y="{y}" width="300" height="34" rx="15" class="ask"/><text x="26" y="{y + 22}">{question}</text>'
+        )
         parts.append(f'<rect x="60" y="{y + 44}" width="300" height="34" rx="15" class="say"/>')
         for j, row in enumerate(mine):
             on = ";".join("1" if k == j else "0" for k in range(len(mine)))
@@ -103,10 +105,22 @@ def page(rows: list[dict]) -> str:
 
 
 def provenance(start: float) -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
     made = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {"made": made, "commit": commit, "versions": versions, "seconds": round(time.perf_counter() - start), "seed": 0}
+    return {
+        "made": made,
+        "commit": commit,
+        "versions": versions,
+        "seconds": round(time.perf_counter() - start),
+        "seed": 0,
+    }
 
 
 def main() -> None:

@@ -17,12 +17,22 @@ TEMPERATURES = (0.7, 1.0, 1.3)
 TOKENS = 128
 BATCH = 40
 TOPICS = (
-    "history,rivers,the Moon,music,cooking,a small town,mathematics,birds,the human body,trade,painting,computers,football,"
-    "the weather,a king,medicine,Africa,the sea,a novel,farming,light,Paris,language,trains,China,the law,friendship,volcanoes,"
-    "an engineer,school,money,plants,war,Germany,chess,a journey,Japan,energy,film,Italy"
+    "history,rivers,the Moon,music,cooking,a small town,mathematics,birds,the human body,trade,painting,computers,"
+    "football,the weather,a king,medicine,Africa,the sea,a novel,farming,light,Paris,language,trains,China,the law,"
+    "friendship,volcanoes,an engineer,school,money,plants,war,Germany,chess,a journey,Japan,energy,film,Italy"
 ).split(",")
-OPENINGS = ("The article below is about {}.", "In this chapter we look at {}. First", "A short story about {}:\n\n", "{} —")
-QUESTIONS = ("What should I know about {}?", "Tell me three facts about {}.", "Write a short text about {}.", "Why do people care about {}?")
+OPENINGS = (
+    "The article below is about {}.",
+    "In this chapter we look at {}. First",
+    "A short story about {}:\n\n",
+    "{} —",
+)
+QUESTIONS = (
+    "What should I know about {}?",
+    "Tell me three facts about {}.",
+    "Write a short text about {}.",
+    "Why do people care about {}?",
+)
 
 
 def main() -> None:
@@ -35,7 +45,8 @@ def main() -> None:
             prompts = [p[0].upper() + p[1:] for p in prompts]
             for start in range(0, len(prompts), BATCH):
                 chunk = prompts[start : start + BATCH]
-                answers = lm.generate(chunk, TOKENS, chat=chat, temperature=temperature, seed=1000 * i + start, batch_size=BATCH)
+                sampling = {"temperature": temperature, "seed": 1000 * i + start, "batch_size": BATCH}
+                answers = lm.generate(chunk, TOKENS, chat=chat, **sampling)
                 for prompt, answer in zip(chunk, answers, strict=True):
                     ids = lm.encode(prompt, chat=chat).ids + lm.encode(answer or " ").ids + ([end] if chat else [])
                     texts.append(lm.tokenizer.decode(ids))
