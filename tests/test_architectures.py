@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, assert_same_weights, random_lm, weights
+from models import ARCHITECTURES, assert_same_weights, random_lm, weights
 
 import minilib
 from minilib import edits, hooks, values

@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 import transformers
-from conftest import REFERENCE, assert_same_weights, random_lm, weights
+from models import REFERENCE, assert_same_weights, random_lm, weights
 from test_hooks import hooks_left
 
 import minilib

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import random_lm, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import random_lm, weights
 
 import minilib
 from minilib import covariance, hooks

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import assert_same_weights, random_lm, weights
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from models import assert_same_weights, random_lm, weights
 
 import minilib
 from minilib import Request, edits, rome, values

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 import transformers
-from conftest import REFERENCE, random_lm
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from models import REFERENCE, random_lm
 
 import minilib
 from minilib import Request

@@ -1,7 +1,7 @@
 """Measuring: free generation first, the teacher-forced number beside it."""
 
 import pytest
-from conftest import assert_same_weights, weights
+from models import assert_same_weights, weights
 
 from minilib import Request, metrics, rome
 from minilib.tinyworld import facts

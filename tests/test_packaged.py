@@ -12,7 +12,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from conftest import REFERENCE
+from models import REFERENCE
 
 import minilib
 from minilib import packaged

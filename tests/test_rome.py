@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import assert_same_weights, random_lm, weights
 from hypothesis import given
 from hypothesis import strategies as st
+from models import assert_same_weights, random_lm, weights
 
 import minilib
 from minilib import covariance, rome, values
