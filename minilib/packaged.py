@@ -163,17 +163,34 @@ def _dequantise(gguf: Path, folder: Path, name: str, progress: bool) -> None:
         source = {"gguf_file": gguf.name, "local_files_only": True}
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
         tokenizer.save_pretrained(folder)
+        _plain_tokenizer(folder)
         bar.update()
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
         bar.update()
         # What was loaded is plain float32 now; transformers refuses to save it while it is marked as quantised.
         model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
-        del model.config.quantization_config
+        vars(model.config).pop("quantization_config", None)  # transformers 4 does not set it
         model.config._name_or_path = name
         model.save_pretrained(folder, safe_serialization=True)
         bar.update()
     hashes = {file.name: sha256(file) for file in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps({"made_from": gguf.name, "sha256": hashes}, indent=1))
+
+
+def _plain_tokenizer(folder: Path) -> None:
+    """Make the tokenizer the same whichever transformers converted it: some versions add a token before every text."""
+    file, about = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    tokenizer, config = (json.loads(f.read_text("utf8")) for f in (file, about))
+    kept = {name: config[name] for name in ("bos_token", "eos_token", "unk_token", "pad_token") if name in config}
+    kept |= {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    if "chat_template" in config:
+        kept["chat_template"] = config["chat_template"]
+    file.write_text(json.dumps({**tokenizer, "post_processor": None}, ensure_ascii=False), "utf8")
+    about.write_text(json.dumps(kept, indent=2, ensure_ascii=False), "utf8")
 
 
 @contextmanager
