@@ -198,7 +198,7 @@ def take(lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int])
     return found
 
 
-def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, d_k]) -> Float[Tensor, d_k]:
+def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, "d_k"]) -> Float[Tensor, "d_k"]:
     """C⁻¹ k in float64, by Cholesky since C is symmetric and positive; see ``factor`` for the errors."""
     return torch.cholesky_solve(k.double().unsqueeze(1), factor(C)).squeeze(1)
 

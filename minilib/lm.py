@@ -423,7 +423,7 @@ class LM:
 
     def target_logprobs(
         self, requests: Request | Sequence[Request], batch_size: int = 32
-    ) -> list[Float[Tensor, target]]:
+    ) -> list[Float[Tensor, "target"]]:
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
         pairs = self.pairs(requests)
         steps = self.target_steps(pairs, batch_size)

@@ -197,8 +197,7 @@ class Objective:
         value = seen["value"].reshape(self.base.shape)
         self.value = value[:, 0]  # (rows, d): the MLP's output at the subject
         self.calls = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
-        self.v0 = (self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each]
-        self.v0 = _wide(self.v0)
+        self.v0 = _wide((self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each])
         self._check(calls[0], logits, seen["last"])
         self.reference = self._log_softmax(seen["last"])[1]
 
@@ -239,7 +238,7 @@ class Objective:
         target, kl = self._logits(hidden)
         return target.log_softmax(-1), kl.log_softmax(-1)
 
-    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, requests]]:
+    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
         """loss, nll, kl and decay of each request (nats)."""
         hidden = self._enter(delta[self.request_of_row])
         for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
