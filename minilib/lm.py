@@ -378,6 +378,13 @@ class LM:
         whole = self.tokenizer.decode(prompt + new, **how)
         return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(new, **how)
 
+    def unembed(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocabulary"]:
+        """The logits that the model's head reads from states of the residual stream: final norm, head, soft cap."""
+        logits = self.head(self.norm(hidden) if self.norm is not None else hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
     @torch.no_grad()
     def logprobs(
         self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int = 32

@@ -226,12 +226,8 @@ class Objective:
 
     def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Logits where a target's token is predicted, and at the subject of each KL prompt."""
-        lm = self.lm
         kl_rows = slice(self.rows_each - 1, None, self.rows_each)
-        picked = torch.cat([hidden[self.row, self.column], hidden[kl_rows, 0]])
-        logits = _wide(lm.head(lm.norm(picked) if lm.norm is not None else picked))
-        cap = getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None)
-        logits = logits if cap is None else cap * torch.tanh(logits / cap)
+        logits = self.lm.unembed(torch.cat([hidden[self.row, self.column], hidden[kl_rows, 0]]))
         return logits[: len(self.row)], logits[len(self.row) :]
 
     def _log_softmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
