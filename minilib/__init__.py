@@ -7,11 +7,24 @@
 ...     lm.generate("What is the capital of France?")
 """
 
-from . import covariance, edits, hooks, metrics, refusals, requests, rome, values
+from . import contexts, covariance, edits, hooks, keys, memit, metrics, refusals, requests, rome, values
 from .edits import Edit
+from .edits import load as load_edit
 from .lm import LM, Layout, load
 from .requests import Request
 
 __version__ = "0.1.0"
-__all__ = ["LM", "Edit", "Layout", "Request", "load"]
-__all__ += ["covariance", "edits", "hooks", "metrics", "refusals", "requests", "rome", "values"]
+__all__ = ["LM", "Edit", "Layout", "Request", "load", "load_edit"]
+__all__ += [
+    "contexts",
+    "covariance",
+    "edits",
+    "hooks",
+    "keys",
+    "memit",
+    "metrics",
+    "refusals",
+    "requests",
+    "rome",
+    "values",
+]

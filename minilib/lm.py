@@ -294,6 +294,7 @@ class LM:
         max_new_tokens: int = 20,
         chat: bool | None = None,
         temperature: float = 0.0,
+        top_k: int = 0,
         seed: int | None = None,
         batch_size: int = 32,
     ) -> Any:
@@ -307,6 +308,8 @@ class LM:
             Wrap each prompt in the chat template. By default, where there is one; a Request decides for itself.
         temperature : float, default 0.0
             0 is greedy: always the likeliest token. Above, tokens are sampled.
+        top_k : int, default 0
+            Sample among so many of the likeliest tokens; 0 is among all.
         seed : int, optional
             For sampling; the global random state is left as it was.
         batch_size : int, default 32
@@ -322,6 +325,7 @@ class LM:
             raise TypeError(f"temperature must be a number, not {temperature!r}")
         if temperature and not 1e-6 <= temperature < math.inf:  # logits divided by less would overflow
             raise ValueError(f"temperature must be 0 (greedy) or above 1e-6 and finite, not {temperature!r}")
+        top_k = _whole(top_k, "top_k", least=0)
         seed = None if seed is None else _whole(seed, "seed", least=0)
         single, prompts = _as_prompts(prompts)
         rows = [self.encode(p, chat=self.has_chat if chat is None else chat).ids for p in prompts]
@@ -334,7 +338,7 @@ class LM:
         stops = self._stops()
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature:
-            sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
+            sampling = {"do_sample": True, "temperature": float(temperature), "top_k": top_k, "top_p": 1.0}
         pad = self.tokenizer.pad_token_id
         config = transformers.GenerationConfig(
             max_new_tokens=max_new_tokens,

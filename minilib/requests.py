@@ -6,7 +6,7 @@ its subject apart from the rest of the prompt: ``Request("The capital of {} is",
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 SLOT = "{}"  # where the subject goes in a prompt, and the prompt in a context
@@ -89,6 +89,27 @@ def as_requests(requests: Request | Iterable[Request], name: str = "requests") -
         if not isinstance(request, Request):
             raise TypeError(f"{name}[{i}] must be a minilib.Request, not {type(request).__name__}: {request!r}")
     return requests
+
+
+def check_distinct(requests: Sequence[Request], name: str = "requests") -> None:
+    """Refuse a batch that asks for the same prompt twice: a method that writes all at once would mix the answers.
+
+    Raises
+    ------
+    ValueError
+        Naming both requests: a duplicate where they want the same target, a contradiction where they do not.
+    """
+    seen: dict[tuple[str, bool], int] = {}
+    for i, request in enumerate(requests):
+        first = seen.setdefault((request.text, request.chat), i)
+        if first == i:
+            continue
+        same = requests[first].target == request.target
+        raise ValueError(
+            f"{name}[{first}] and {name}[{i}] {'are duplicates' if same else 'contradict each other'}: after "
+            f"{request.text!r} the first wants {requests[first].target!r}, the second {request.target!r}; "
+            f"{'drop one of them' if same else 'keep one of them'}"
+        )
 
 
 def as_contexts(contexts: Iterable[str]) -> list[str]:

@@ -18,14 +18,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from . import covariance as second_moments
-from . import hooks, values
-from .edits import Edit, add, changing, editor, settle
+from . import values
+from .contexts import resolve
+from .edits import Edit, add, changing, editor, factors, said_before, settle
+from .keys import keys_and_values
 from .lm import LM
-from .requests import SLOT, Request, as_contexts, as_requests
+from .requests import SLOT, Request, as_requests
 
 Keys = Literal["averaged", "prompt", "mixed"]
 
@@ -60,7 +61,7 @@ def edit(
     weight_decay: float | None = None,
     clamp_factor: float | None = None,
     kl_factor: float | None = None,
-    contexts: Sequence[str] | None = None,
+    contexts: Sequence[str] | Literal["sampled"] | None = None,
     stop_loss: float | None = None,
     seed: int | None = None,
     progress: bool = False,
@@ -80,7 +81,9 @@ def edit(
         {layer: C}. By default computed from the sample text and kept in the cache.
     keys : {"averaged", "prompt", "mixed"}, default "averaged"
         Which key is k*: the average over contexts, the plain prompt's, or the authors' mixture of both.
-    steps, lr, weight_decay, clamp_factor, kl_factor, contexts, stop_loss
+    contexts : list of str or "sampled", default ["{}"]
+        Templates put around the prompt; "sampled": the plain prompt, ten prefixes of 5 and ten of 10 tokens.
+    steps, lr, weight_decay, clamp_factor, kl_factor, stop_loss
         Of the search for v*: see ``minilib.values.find``.
     seed : int, default 0
         For sampled contexts.
@@ -102,40 +105,31 @@ def edit(
     given |= {"stop_loss": stop_loss, "seed": seed}
     s = settle(lm, PRESETS, given)
     s["layer"] = layer = lm.check_layer(s["layer"])
-    s["contexts"] = as_contexts(s["contexts"])
+    s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((5, 10), (10, 10)))
     if s["keys"] not in ("averaged", "prompt", "mixed"):
         raise ValueError(f"keys must be 'averaged', 'prompt' or 'mixed', not {s['keys']!r}")
-    search = {x: s[x] for x in ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "contexts", "stop_loss")}
+    search = {name: s[name] for name in values.SEARCH}
     for request in requests:  # what needs the tokenizer is checked before anything is changed
         target = lm.encode_target(request.target)
         lm.check_length([(lm.encode_request(request, context)[0], target) for context in s["contexts"]])
     C = second_moments.take(lm, covariance, [layer])[layer]
     L = second_moments.factor(C)
-    traces, delta = [], torch.zeros(())
+    traces: list[dict[str, list[float]]] = []
+    notes: list[str] = []
+    columns, rows = [], []  # Λ and C⁻¹k of each request: the whole change is their product
     with changing(lm, [lm.weight_name(layer)]) as originals:
         for request in requests:
             found = values.find(lm, [request], layer, "mlp", progress=progress, **search)
-            k, Wk = keys_and_values(lm, request, layer, s["contexts"])
+            k, Wk = (x[0] for x in keys_and_values(lm, [request], layer, s["contexts"]))
             averaged = k.mean(0)
             k_star, Wk_star = (averaged, Wk.mean(0)) if s["keys"] == "averaged" else (k[0], Wk[0])
             u = k_star if s["keys"] == "prompt" else averaged
             u = torch.cholesky_solve(u.double().unsqueeze(1), L).squeeze(1).to(k_star)  # C⁻¹ k
             Lambda = (found.v_star[0] - Wk_star) / (u @ k_star)
-            delta = delta + add(lm, layer, torch.outer(Lambda, u))
+            add(lm, layer, torch.outer(Lambda, u))
+            columns.append(Lambda)
+            rows.append(u)
             traces += found.traces
-        return Edit(lm, "rome", requests, s, originals, {lm.weight_name(layer): delta}, traces)
-
-
-@torch.no_grad()
-def keys_and_values(
-    lm: LM, request: Request, layer: int, contexts: Sequence[str]
-) -> tuple[Float[Tensor, "contexts d_k"], Float[Tensor, "contexts d_out"]]:
-    """k and W k (with its bias, where there is one) at the subject's last token, in each context."""
-    rows = [lm.encode_request(request, context) for context in contexts]
-    batch = lm.batch([ids for ids, _ in rows])
-    module = {layer: lm.down_projection(layer)}
-    with hooks.read(module, at="output", stop=True) as out, hooks.read(module, at="input") as into:
-        lm.model(**batch, use_cache=False)
-    at = (torch.arange(len(rows)), torch.tensor([subject for _, subject in rows]))
-    shape = batch["input_ids"].shape
-    return into[layer].reshape(*shape, -1)[at].float(), out[layer].reshape(*shape, -1)[at].float()
+            notes += said_before([request], found.said)
+        thin = factors(lm, layer, torch.stack(columns, 1), torch.stack(rows))
+        return Edit(lm, "rome", requests, s, originals, traces=traces, factors=thin, notes=notes)

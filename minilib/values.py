@@ -35,6 +35,7 @@ from .requests import SLOT, Request
 
 Place = Literal["mlp", "block"]
 KL_PROMPT = "{} is a"
+SEARCH = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "contexts", "stop_loss")  # find's settings
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Values:
     v_star: Float[Tensor, "requests d_out"]
     v0: Float[Tensor, "requests d_out"]  # the value there before
     traces: list[dict[str, list[float]]]  # for each request: loss, nll, kl, decay and norm at each step
+    said: list[bool]  # whether the model says the target before, each token the likeliest, those before it given
 
 
 @torch.inference_mode(False)  # gradients on, whatever the caller has switched off
@@ -90,7 +92,7 @@ def find(
     """
     terms: dict[str, Any] = {"weight_decay": weight_decay, "kl_factor": kl_factor, "contexts": contexts}
     objective = Objective(lm, requests, layer, place, **terms)
-    v0 = objective.v0
+    v0, said = objective.v0, objective.said
     deltas = [torch.zeros_like(v, requires_grad=True) for v in v0]
     optimisers = [torch.optim.Adam([delta], lr=lr) for delta in deltas]
     names = ("loss", "nll", "kl", "decay", "norm")
@@ -118,7 +120,7 @@ def find(
                 if (norm := deltas[i].norm()) > limit:
                     deltas[i] *= limit / norm
     delta = torch.stack([d.detach() for d in deltas])
-    return Values(v0 + delta, v0, traces)
+    return Values(v0 + delta, v0, traces, said)
 
 
 class Objective:
@@ -198,6 +200,9 @@ class Objective:
         self.value = value[:, 0]  # (rows, d): the MLP's output at the subject
         self.calls = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
         self.v0 = _wide((self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each])
+        right_token = logits[self.row, self.column].argmax(-1) == self.token
+        plain = self.row % self.rows_each == 0  # in the first context
+        self.said = [bool(right_token[plain & (self.owner == i)].all()) for i in range(len(self.requests))]
         self._check(calls[0], logits, seen["last"])
         self.reference = self._log_softmax(seen["last"])[1]
 
@@ -207,20 +212,20 @@ class Objective:
         head, _ = self._logits(last)
         if not torch.allclose(head, _wide(logits[self.row, self.column]), rtol=1e-2, atol=1e-2):
             raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
-        if self.place == "mlp":
-            probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
-            probe = probe * self.value.norm() / len(self.value) ** 0.5 / probe.norm()
-            with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):
-                block = lm.blocks[self.layer](*call[0], **call[1])
-            block = block[0] if isinstance(block, tuple) else block
-            if not torch.allclose(block[:, 0], self._enter(probe.expand_as(self.value))[:, 0], rtol=1e-2, atol=1e-2):
-                raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
+        probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
+        probe = probe * self.value.norm() / len(self.value) ** 0.5 / probe.norm()
+        with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):
+            block = lm.blocks[self.layer](*call[0], **call[1])
+        block = block[0] if isinstance(block, tuple) else block
+        expected = self._enter(probe.expand_as(self.value), "mlp")
+        if not torch.allclose(block[:, 0], expected[:, 0], rtol=1e-2, atol=1e-2):
+            raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
 
-    def _enter(self, delta: Float[Tensor, "rows d"]) -> Float[Tensor, "rows suffix d"]:
+    def _enter(self, delta: Float[Tensor, "rows d"], place: Place) -> Float[Tensor, "rows suffix d"]:
         """The block's output with δ at the subject's last token, the first of the suffix."""
         hidden, delta = self.base, delta.to(self.base.dtype)
         norm = self.lm.post_norm(self.layer)
-        if self.place == "mlp" and norm is not None:
+        if place == "mlp" and norm is not None:
             delta = norm(self.value + delta) - norm(self.value)
         return torch.cat([hidden[:, :1] + delta.unsqueeze(1), hidden[:, 1:]], dim=1)
 
@@ -236,7 +241,7 @@ class Objective:
 
     def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
         """loss, nll, kl and decay of each request (nats)."""
-        hidden = self._enter(delta[self.request_of_row])
+        hidden = self._enter(delta[self.request_of_row], self.place)
         for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
             output = block(hidden, *args, **kwargs)
             hidden = output[0] if isinstance(output, tuple) else output

@@ -5,6 +5,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers reads it: no test asks a model hub
 
+import hypothesis
 import pytest
 import tokenizers
 import torch
@@ -15,6 +16,9 @@ from safetensors.torch import load_file
 import minilib
 
 torch.set_num_threads(1)  # tests run side by side, one a core
+# The first call of a test loads what others share: a limit on its time would fail at random.
+hypothesis.settings.register_profile("book", deadline=None)
+hypothesis.settings.load_profile("book")
 
 
 @pytest.fixture(params=ARCHITECTURES)

@@ -22,7 +22,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLOORS = {
     1: "requests hooks facts refusals packaged stored",
     2: "lm",
-    3: "edits contexts covariance values tinyworld",
+    3: "edits contexts keys covariance values tinyworld",
     4: "rome memit alphaedit grace wise unlearning recipes tracing",
     5: "metrics attacks sequence benchmark figures widgets",
 }

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import covariance, rome, values
+from minilib import covariance, keys, rome, values
 from minilib import tinyworld as tinyworlds
 
 
@@ -26,9 +26,9 @@ def test_the_weights_are_those_of_the_authors_code(llama, reference, case):
 def test_the_key_is_mapped_to_the_value_found(llama, reference):
     request, layer = reference["requests"][0], 2
     found = values.find(llama, [request], layer, "mlp", **reference["search"])
-    k, _ = rome.keys_and_values(llama, request, layer, ["{}"])
+    k, _ = keys.keys_and_values(llama, [request], layer, ["{}"])
     with rome.edit(llama, request, layer=layer, covariance=reference["covariance"], **reference["search"]):
-        torch.testing.assert_close(llama.memory(layer) @ k[0], found.v_star[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(llama.memory(layer) @ k[0, 0], found.v_star[0], rtol=1e-4, atol=1e-5)
 
 
 @given(seed=st.integers(0, 2**16), scale=st.floats(0.01, 10))
@@ -62,9 +62,9 @@ def test_with_several_contexts_the_choice_of_keys_matters(llama, reference):
     arguments = {"layer": 2, "covariance": reference["covariance"], **reference["search"], "steps": 3}
     arguments["contexts"] = ["{}", "Mira Okafor said: {}", "Is the capital a town? {}"]
     deltas = {}
-    for keys in ("averaged", "prompt", "mixed"):
-        with rome.edit(llama, reference["requests"][0], keys=keys, **arguments) as edit:
-            (deltas[keys],) = edit.deltas.values()
+    for which in ("averaged", "prompt", "mixed"):
+        with rome.edit(llama, reference["requests"][0], keys=which, **arguments) as edit:
+            (deltas[which],) = edit.deltas.values()
     assert (deltas["averaged"] - deltas["prompt"]).norm() > 1e-3 * deltas["prompt"].norm()
     assert (deltas["mixed"] - deltas["prompt"]).norm() > 1e-3 * deltas["prompt"].norm()
 

@@ -1,0 +1,52 @@
+"""Keys and states of requests: what flows through the model at the last token of each subject."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from . import hooks
+from .lm import LM
+from .requests import Request
+
+ROWS = 64  # prompts run together
+
+
+def keys_and_values(
+    lm: LM, requests: Sequence[Request], layer: int, contexts: Sequence[str]
+) -> tuple[Float[Tensor, "requests contexts d_k"], Float[Tensor, "requests contexts d_out"]]:
+    """k and W k (with its bias, where there is one): what enters the down-projection of a layer, and what leaves it."""
+    return _at_subject(lm, requests, contexts, layer, lm.down_projection(layer))
+
+
+def keys_and_states(
+    lm: LM, requests: Sequence[Request], layer: int, contexts: Sequence[str], last: int
+) -> tuple[Float[Tensor, "requests contexts d_k"], Float[Tensor, "requests contexts d_out"]]:
+    """k at a layer, and the hidden state that block ``last``, at or above it, returns."""
+    return _at_subject(lm, requests, contexts, layer, lm.blocks[last])
+
+
+@torch.no_grad()
+def _at_subject(
+    lm: LM, requests: Sequence[Request], contexts: Sequence[str], layer: int, upper: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """The input of W and the output of ``upper``, at the subject of each request in each context (float32)."""
+    rows = [lm.encode_request(request, context) for request in requests for context in contexts]
+    found: list[tuple[Tensor, Tensor]] = []
+    for start in range(0, len(rows), ROWS):
+        chunk = rows[start : start + ROWS]
+        batch = lm.batch([ids for ids, _ in chunk])
+        with ExitStack() as stack:  # the upper one is read last: there the model stops
+            out = stack.enter_context(hooks.read({0: upper}, at="output", stop=True))
+            into = stack.enter_context(hooks.read({0: lm.down_projection(layer)}, at="input"))
+            lm.model(**batch, use_cache=False)
+        at = (torch.arange(len(chunk)), torch.tensor([subject for _, subject in chunk]))
+        shape = batch["input_ids"].shape
+        # OPT's blocks flatten batch and tokens
+        found.append((into[0].reshape(*shape, -1)[at].float(), out[0].reshape(*shape, -1)[at].float()))
+    k, above = (torch.cat(x).unflatten(0, (len(requests), len(contexts))) for x in zip(*found, strict=True))
+    return k, above
