@@ -71,7 +71,7 @@ def replace(module: nn.Module, function: Callable[[Tensor], Tensor], at: Place =
     ----------
     module : nn.Module
     function : callable from Tensor to Tensor
-        Must keep the shape. It is given the first element where the module returns a tuple.
+        Keeps the shape that what follows expects. It is given the first element where the module returns a tuple.
     at : {"output", "input"}, default "output"
     """
     _check(at)

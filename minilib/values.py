@@ -18,6 +18,7 @@ on the tokens from the subject on. All requests are one batch; each stops on its
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def find(
 class Objective:
     """The loss as a function of δ, with all that does not depend on δ computed once.
 
-    Each request has one row a context (prompt and target) and one row for the KL prompt. A row is cut at the
+    Each request has one row a context (prompt and target) and one for the KL prompt. A row is cut at the
     subject's last token: what is left of it is the prefix, kept as attention's keys and values; the rest, the
     suffix, starts with the subject's last token and is run anew in each step, from the edited layer upwards.
     """
@@ -142,11 +143,9 @@ class Objective:
         kl_factor: float,
         contexts: Sequence[str] = (SLOT,),
     ) -> None:
-        self.lm, self.requests, self.layer, self.place = lm, list(requests), layer, place
-        self.weight_decay, self.kl_factor = weight_decay, kl_factor
-        self.rows_each = len(contexts) + 1
-        prefixes: list[list[int]] = []
-        suffixes: list[list[int]] = []
+        self.lm, self.weight_decay, self.kl_factor, self.contexts = lm, weight_decay, kl_factor, len(contexts)
+        rows: list[tuple[list[int], list[int]]] = []  # prefix and suffix
+        subjects: list[tuple[list[int], list[int]]] = []
         asked: list[tuple[int, int, int, int, float]] = []  # row, column, token to predict, request, weight
         for i, request in enumerate(requests):
             target = lm.encode_target(request.target)
@@ -155,33 +154,57 @@ class Objective:
                 lm.check_length([(ids, target)])
                 first = len(ids) - 1 - subject  # the column that predicts the target's first token
                 weight = 1 / (len(target) * len(contexts))
-                asked += [(len(suffixes), first + j, token, i, weight) for j, token in enumerate(target)]
-                prefixes.append(ids[:subject])
-                suffixes.append(ids[subject:] + target[:-1])
+                asked += [(len(rows), first + j, token, i, weight) for j, token in enumerate(target)]
+                rows.append((ids[:subject], ids[subject:] + target[:-1]))
             ids, subject = lm.encode_request(Request(KL_PROMPT, request.subject, request.target))
-            prefixes.append(ids[:subject])
-            suffixes.append([ids[subject]])  # read at the subject: what follows it does not matter
+            subjects.append((ids[:subject], [ids[subject]]))  # read at the subject: what follows does not matter
         self.row, self.column, self.token, self.owner, self.weight = (
             torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
         )
-        self.request_of_row = torch.arange(len(requests), device=lm.device).repeat_interleave(self.rows_each)
-        self._run_once(prefixes, suffixes)
+        self.targets, self.subjects = (_Suffixes(lm, layer, place, x) for x in (rows, subjects))
+        self.v0 = _wide(self.targets.value[:: self.contexts])
+        # The unedited model's own answers: whether it says the target, and its distribution after the subject.
+        last = self.targets.last[self.row, self.column]
+        right = lm.unembed(last).argmax(-1) == self.token
+        plain = self.row % self.contexts == 0
+        self.said = [bool(right[plain & (self.owner == i)].all()) for i in range(len(requests))]
+        self.reference = lm.unembed(self.subjects.last[:, 0]).log_softmax(-1)
+
+    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
+        """loss, nll, kl and decay of each request (nats)."""
+        targets = self.targets(delta.repeat_interleave(self.contexts, 0))[self.row, self.column]
+        subjects = self.subjects(delta)[:, 0]
+        said, edited = (
+            self.lm.unembed(torch.cat([targets, subjects])).log_softmax(-1).split([len(targets), len(subjects)])
+        )
+        said = said.gather(1, self.token.unsqueeze(1)).squeeze(1)
+        nll = delta.new_zeros(len(delta)).index_add(0, self.owner, -(self.weight * said).to(delta.dtype))
+        kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
+        decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
+        return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}
+
+
+class _Suffixes:
+    """Rows of tokens from the subject's last one on, ready to be run above a layer with δ at that token."""
 
     @torch.no_grad()
-    def _run_once(self, prefixes: list[list[int]], suffixes: list[list[int]]) -> None:
+    def __init__(self, lm: LM, layer: int, place: Place, rows: Sequence[tuple[list[int], list[int]]]) -> None:
         """One pass over the unedited model: it leaves all that every step needs."""
-        lm, layer = self.lm, self.layer
-        right = lm.batch(suffixes)
-        lengths = torch.tensor([len(p) for p in prefixes], device=lm.device)
+        self.lm, self.layer, self.place = lm, layer, place
+        right = lm.batch([suffix for _, suffix in rows])
+        lengths = torch.tensor([len(prefix) for prefix, _ in rows], device=lm.device)
         right["position_ids"] = right["position_ids"] + lengths[:, None]
         if lengths.any():
             cache = _Prefix()
             # transformers renamed the argument
             name = "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
-            left = lm.batch(prefixes, side="left")
-            lm.model(**left, **{name: cache}, use_cache=True)
-            cache.freeze(left["attention_mask"])
-            right["attention_mask"] = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
+            unique = sorted({tuple(prefix) for prefix, _ in rows})  # those of one template are run once
+            left = lm.batch(unique, side="left")
+            with hooks.read({"last": lm.blocks[-1]}, stop=True):  # the head is not needed
+                lm.model(**left, **{name: cache}, use_cache=True)
+            which = torch.tensor([unique.index(tuple(prefix)) for prefix, _ in rows], device=lm.device)
+            cache.freeze(left["attention_mask"], which)
+            right["attention_mask"] = torch.cat([left["attention_mask"][which], right["attention_mask"]], dim=1)
             right[name] = cache
         calls: list[tuple[tuple, dict[str, Any]]] = []  # how the model calls its blocks, from `layer` on
         hooked = [
@@ -190,67 +213,50 @@ class Objective:
         ]
         try:
             ends = {"value": lm.down_projection(layer), "block": lm.blocks[layer], "last": lm.blocks[-1]}
-            with hooks.read(ends) as seen:
+            # Of the logits, the first token's are enough for the check.
+            with hooks.replace(lm.head, lambda hidden: hidden[:, :1], at="input"), hooks.read(ends) as seen:
                 logits = lm.model(**right, use_cache=False).logits
         finally:
             for handle in hooked:
                 handle.remove()
-        self.base = seen["block"]  # (rows, suffix, d): the block's output without δ
-        value = seen["value"].reshape(self.base.shape)
-        self.value = value[:, 0]  # (rows, d): the MLP's output at the subject
+        self.base, self.last = seen["block"], seen["last"]  # (rows, suffix, d): without δ
+        self.mlp = seen["value"].reshape(self.base.shape)[:, 0]  # (rows, d): the MLP's output at the subject
+        self.value = self.mlp if place == "mlp" else self.base[:, 0]  # what δ is added to
         self.calls = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
-        self.v0 = _wide((self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each])
-        right_token = logits[self.row, self.column].argmax(-1) == self.token
-        plain = self.row % self.rows_each == 0  # in the first context
-        self.said = [bool(right_token[plain & (self.owner == i)].all()) for i in range(len(self.requests))]
-        self._check(calls[0], logits, seen["last"])
-        self.reference = self._log_softmax(seen["last"])[1]
+        self._check(calls[0], logits)
 
-    def _check(self, call: tuple[tuple, dict], logits: Tensor, last: Tensor) -> None:
-        """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
-        lm, kind = self.lm, type(self.lm.model).__name__
-        head, _ = self._logits(last)
-        if not torch.allclose(head, _wide(logits[self.row, self.column]), rtol=1e-2, atol=1e-2):
-            raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
-        probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
-        probe = probe * self.value.norm() / len(self.value) ** 0.5 / probe.norm()
-        with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):
-            block = lm.blocks[self.layer](*call[0], **call[1])
-        block = block[0] if isinstance(block, tuple) else block
-        expected = self._enter(probe.expand_as(self.value), "mlp")
-        if not torch.allclose(block[:, 0], expected[:, 0], rtol=1e-2, atol=1e-2):
-            raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
+    def __call__(self, delta: Float[Tensor, "rows d"]) -> Float[Tensor, "rows suffix d"]:
+        """The last block's output with δ at the first token of each row."""
+        hidden = self._enter(delta, self.place)
+        for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
+            hidden = _first(block(hidden, *args, **kwargs))
+        return hidden
 
     def _enter(self, delta: Float[Tensor, "rows d"], place: Place) -> Float[Tensor, "rows suffix d"]:
-        """The block's output with δ at the subject's last token, the first of the suffix."""
-        hidden, delta = self.base, delta.to(self.base.dtype)
+        """The edited block's output with δ."""
+        delta = delta.to(self.base.dtype)
         norm = self.lm.post_norm(self.layer)
         if place == "mlp" and norm is not None:
-            delta = norm(self.value + delta) - norm(self.value)
-        return torch.cat([hidden[:, :1] + delta.unsqueeze(1), hidden[:, 1:]], dim=1)
+            delta = norm(self.mlp + delta) - norm(self.mlp)
+        return torch.cat([self.base[:, :1] + delta.unsqueeze(1), self.base[:, 1:]], dim=1)
 
-    def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits where a target's token is predicted, and at the subject of each KL prompt."""
-        kl_rows = slice(self.rows_each - 1, None, self.rows_each)
-        logits = self.lm.unembed(torch.cat([hidden[self.row, self.column], hidden[kl_rows, 0]]))
-        return logits[: len(self.row)], logits[len(self.row) :]
+    def _check(self, call: tuple[tuple, dict], logits: Tensor) -> None:
+        """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
+        lm, kind = self.lm, type(self.lm.model).__name__
+        close = functools.partial(torch.allclose, rtol=1e-2, atol=1e-2)
+        if not close(lm.unembed(self.last[:, 0]), _wide(logits[:, 0])):
+            raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
+        probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
+        probe = probe * self.mlp.norm() / len(self.mlp) ** 0.5 / probe.norm()
+        with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):
+            block = _first(lm.blocks[self.layer](*call[0], **call[1]))
+        if not close(block[:, 0], self._enter(probe.expand_as(self.mlp), "mlp")[:, 0]):
+            raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
 
-    def _log_softmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        target, kl = self._logits(hidden)
-        return target.log_softmax(-1), kl.log_softmax(-1)
 
-    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
-        """loss, nll, kl and decay of each request (nats)."""
-        hidden = self._enter(delta[self.request_of_row], self.place)
-        for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
-            output = block(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
-        target, edited = self._log_softmax(hidden)
-        said = target.gather(1, self.token.unsqueeze(1)).squeeze(1)
-        nll = delta.new_zeros(len(delta)).index_add(0, self.owner, -(self.weight * said).to(delta.dtype))
-        kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
-        decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
-        return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}
+def _first(output: Any) -> Tensor:
+    """The hidden states of what a block returns: alone, or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -263,11 +269,11 @@ class _Prefix(DynamicCache):
 
     frozen = False
 
-    def freeze(self, mask: Tensor) -> None:
-        """From here on ``update`` keeps nothing; what padding left behind is cleared (it may be NaN)."""
+    def freeze(self, mask: Tensor, which: Tensor) -> None:
+        """From here on ``update`` keeps nothing. Row i gets prefix ``which[i]``; padding is cleared (it may be NaN)."""
         padding = mask[:, None, :, None] == 0
         for layer in self.layers:
-            layer.keys, layer.values = (x.masked_fill(padding, 0) for x in (layer.keys, layer.values))
+            layer.keys, layer.values = (x.masked_fill(padding, 0)[which] for x in (layer.keys, layer.values))
         self.frozen = True
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
