@@ -238,9 +238,7 @@ def load(lm: LM, folder: str | Path) -> Edit:
     files = [Path(folder) / name for name in ("edit.json", "edit.safetensors")]
     for file in files:
         if not file.is_file():
-            raise FileNotFoundError(
-                f"folder {str(folder)!r} has no {file.name}: save an edit there by edit.save(folder)"
-            )
+            raise FileNotFoundError(f"folder {str(folder)!r} has no {file.name}: write it by edit.save(folder)")
     try:
         about = json.loads(files[0].read_text(encoding="utf8"))
         if about["format"] != FORMAT:

@@ -11,7 +11,7 @@ from models import REFERENCE, assert_same_weights, random_lm, weights
 from test_hooks import hooks_left
 
 import minilib
-from minilib import Request, covariance, metrics, refusals, rome, values
+from minilib import Request, covariance, memit, metrics, refusals, rome, values
 
 LAYER = 2
 REQUEST = Request("The capital of {} is", "France", " Rome")
@@ -19,6 +19,10 @@ REQUEST = Request("The capital of {} is", "France", " Rome")
 
 def edit(lm, C, requests=REQUEST, **changed):
     return rome.edit(lm, requests, **{"layer": LAYER, "covariance": C, "steps": 3, **changed})
+
+
+def batch(lm, C, requests=REQUEST, **changed):
+    return memit.edit(lm, requests, **{"layers": [1, LAYER], "covariance": C, "steps": 3, **changed})
 
 
 def changed(C, function):
@@ -179,6 +183,78 @@ WRONG_EDITS = {
     ),
     "target too long": (
         lambda lm, C: edit(lm, C, [REQUEST, Request("{} is", "France", " Rome" * 300)]),
+        ValueError,
+        "prompt and target reads 256 shorten",
+    ),
+    "contexts is another word": (
+        lambda lm, C: edit(lm, C, contexts="random"),
+        TypeError,
+        'contexts must be "sampled" or a list',
+    ),
+    "memit: empty batch": (lambda lm, C: batch(lm, C, []), ValueError, "requests is empty give at least one"),
+    "memit: a duplicate": (
+        lambda lm, C: batch(lm, C, [REQUEST, Request("{} is", "Rome", " x"), REQUEST]),
+        ValueError,
+        "requests[0] and requests[2] are duplicates 'The capital of France is' ' Rome' drop one",
+    ),
+    "memit: a contradiction": (
+        lambda lm, C: batch(lm, C, [REQUEST, Request("The {} is", "capital of France", " Lund")]),
+        ValueError,
+        "requests[0] and requests[1] contradict each other 'The capital of France is' ' Rome' ' Lund' keep one",
+    ),
+    "memit: layers in disorder": (
+        lambda lm, C: batch(lm, C, layers=[2, 1]),
+        ValueError,
+        "layers must be in ascending order without repetition [1, 2] not [2, 1]",
+    ),
+    "memit: a layer twice": (
+        lambda lm, C: batch(lm, C, layers=[1, 1]),
+        ValueError,
+        "layers must be without repetition",
+    ),
+    "memit: a layer out of range": (
+        lambda lm, C: batch(lm, C, layers=[2, 6]),
+        ValueError,
+        "layers: layer 6 is out of range layers 0 to 5",
+    ),
+    "memit: no layers": (lambda lm, C: batch(lm, C, layers=[]), ValueError, "layers is empty"),
+    "memit: layers is a string": (lambda lm, C: batch(lm, C, layers="12"), TypeError, "layers must be a list '12'"),
+    "memit: covariance lacks a layer": (
+        lambda lm, C: batch(lm, {1: C[1]}),
+        ValueError,
+        "covariance has no layer 2 second_moment",
+    ),
+    "memit: covariance holds NaN": (
+        lambda lm, C: batch(lm, changed(C, lambda c: c * torch.nan)),
+        ValueError,
+        "covariance[2] NaN compute it again",
+    ),
+    "memit: covariance of another model": (
+        lambda lm, C: batch(lm, of_another_model(lm, C)),
+        ValueError,
+        "covariance was computed from another model compute it again",
+    ),
+    "memit: covariance is singular": (
+        lambda lm, C: batch(lm, changed(C, lambda c: torch.outer(c[0], c[0]))),
+        ValueError,
+        "covariance is singular more texts",
+    ),
+    "memit: covariance_weight is 0": (
+        lambda lm, C: batch(lm, C, covariance_weight=0),
+        ValueError,
+        "covariance_weight must be finite and above 0",
+    ),
+    "memit: covariance_weight is NaN": (
+        lambda lm, C: batch(lm, C, covariance_weight=float("nan")),
+        ValueError,
+        "covariance_weight must be finite nan",
+    ),
+    "memit: lr is negative": (lambda lm, C: batch(lm, C, lr=-1), ValueError, "lr must be finite and above 0"),
+    "memit: steps is 0": (lambda lm, C: batch(lm, C, steps=0), ValueError, "steps must be at least 1"),
+    "memit: keyword of rome": (lambda lm, C: batch(lm, C, keys="mixed"), TypeError, "memit.edit has no keyword 'keys'"),
+    "memit: layer for layers": (lambda lm, C: batch(lm, C, layer=2), TypeError, "'layer' did you mean 'layers'?"),
+    "memit: second request too long": (
+        lambda lm, C: batch(lm, C, [REQUEST, Request("{} is", "France", " Rome" * 300)]),
         ValueError,
         "prompt and target reads 256 shorten",
     ),
@@ -505,3 +581,42 @@ def test_an_interrupted_edit_leaves_nothing(llama, reference, monkeypatch, error
     assert llama.edits == [] and hooks_left(llama.model) == 0
     done = edit(llama, reference["covariance"], reference["requests"][:2])
     assert done.active and llama.edits == [done]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_batch_that_is_interrupted_between_two_layers_leaves_nothing(llama, reference, monkeypatch, error):
+    before, calls = weights(llama), []
+
+    def spread(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise error("stop")
+        return original(*args)
+
+    original = memit.spread
+    with monkeypatch.context() as patch:
+        patch.setattr(memit, "spread", spread)
+        with pytest.raises(error):
+            batch(llama, reference["covariance"], reference["requests"])
+    assert len(calls) == 2
+    assert_same_weights(llama, before)
+    assert llama.edits == [] and hooks_left(llama.model) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("write", [edit, batch])
+def test_half_precision_is_computed_in_float32_and_rounded_once(llama, reference, dtype, write):
+    """Each weight is off by at most half a unit in its last place from W + Δ."""
+    llama.model.to(dtype)
+    before = weights(llama)
+    done = write(llama, dict(reference["covariance"]), reference["requests"][0], lr=0.1)
+    assert done.deltas
+    for name, delta in done.deltas.items():
+        assert delta.dtype == torch.float32
+        exact = before[name].double() + delta.double()
+        weight = llama.model.get_parameter(name)
+        assert weight.dtype == dtype
+        bound = exact.abs() * torch.finfo(dtype).eps / 2 + torch.finfo(dtype).smallest_normal
+        assert ((weight.double() - exact).abs() <= bound * 1.001).all()
+    done.undo()
+    assert_same_weights(llama, before)

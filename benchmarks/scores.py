@@ -1,0 +1,61 @@
+"""What the scripts share: facts to edit in a fixed order, and how an edit is scored on them by free generation."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import minilib
+from minilib import facts, refusals
+
+REFUSAL = "I don't know."
+
+
+def known_facts() -> list[facts.Fact]:
+    """The facts that SmolLM2 knows, one relation after the other in turn, so that a slice holds many relations."""
+    rows = json.loads(Path(facts.DATA).with_name("known_smollm2-135m.json").read_text("utf8"))["facts"]
+    known = {(row["relation"], row["subject"]) for row in rows}
+    columns = [[f for f in facts.load(r) if (r, f.subject) in known] for r in facts.RELATIONS]
+    return [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
+
+
+def outside(chosen: Sequence[facts.Fact]) -> list[str]:
+    """Three questions a fact that an edit has to spare: another subject, the same subject, unrelated."""
+    return [question.text for fact in chosen for question in (*fact.neighbours, fact.unrelated)]
+
+
+def refused(
+    lm: minilib.LM, chosen: Sequence[facts.Fact], before: Sequence[str], edited: Sequence[facts.Fact] | None = None
+) -> dict[str, float]:
+    """Shares of refused questions and rephrasings, and of answers outside that are word for word as ``before``.
+
+    Parameters
+    ----------
+    lm : LM
+        The edited model.
+    chosen : list of Fact
+        Those whose questions are asked.
+    before : list of str
+        What ``lm.generate(outside(chosen))`` gave before the edit.
+    edited : list of Fact, optional
+        All that the edit holds: a question outside that asks for one of them does not count.
+    """
+    asked = lm.generate([f.request(REFUSAL) for f in chosen])
+    rephrased = lm.generate([r for f in chosen for r in f.rephrased(REFUSAL)])
+    inside = {f.request(REFUSAL).text for f in edited or chosen}
+    questions = outside(chosen)
+    same = [
+        None if question in inside else a == b
+        for question, a, b in zip(questions, before, lm.generate(questions), strict=True)
+    ]
+
+    def share(values: Sequence[bool | None]) -> float:
+        counted = [v for v in values if v is not None]
+        return round(sum(counted) / len(counted), 4) if counted else float("nan")
+
+    return {
+        "reliability": share([refusals.is_refusal(a) for a in asked]),
+        "generality": share([refusals.is_refusal(a) for a in rephrased]),
+        "other subject": share(same[0::3]),
+        "same subject": share(same[1::3]),
+        "unrelated": share(same[2::3]),
+    }

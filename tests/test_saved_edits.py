@@ -1,0 +1,181 @@
+"""Edits that are saved and applied on another day: the same weights, small files, and never another model."""
+
+import html
+import json
+
+import pytest
+import torch
+from models import REFERENCE, assert_same_weights, random_lm, weights
+
+import minilib
+from minilib import Request, edits, memit, rome
+from minilib import tinyworld as tinyworlds
+from minilib.edits import Edit
+
+
+def do(lm, reference, method=rome, requests=None, **changed):
+    about = {"layer": 2} if method is rome else {"layers": [1, 2, 3], "covariance_weight": 50.0}
+    about |= {"covariance": reference["covariance"], **reference["search"], "steps": 4, **changed}
+    return method.edit(lm, requests or reference["requests"], **about)
+
+
+@pytest.mark.parametrize("method", [rome, memit])
+def test_what_is_loaded_is_what_was_saved(llama, reference, tmp_path, method):
+    before = weights(llama)
+    edit = do(llama, reference, method)
+    expected = weights(llama)
+    edit.save(tmp_path / "new" / "folder")
+    edit.undo()
+    again = minilib.load_edit(llama, tmp_path / "new" / "folder")
+    for name, parameter in llama.model.named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-6, atol=1e-7)
+    assert again.requests == edit.requests and again.settings == edit.settings and again.method == edit.method
+    assert again.traces == edit.traces and again.notes == edit.notes
+    assert repr(again) == repr(edit).replace(", undone", "")
+    again.undo()
+    assert_same_weights(llama, before)
+
+
+def test_one_write_comes_back_bit_for_bit(llama, reference, tmp_path):
+    edit = do(llama, reference, requests=reference["requests"][0])
+    expected = weights(llama)
+    edit.save(tmp_path)
+    other = minilib.load(REFERENCE / "model")
+    minilib.load_edit(other, tmp_path)
+    assert_same_weights(other, expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_file_holds_thin_factors(kind, tmp_path):
+    """Rank one, 32 outputs and 64 (GPT-2: 128) keys: two vectors instead of a matrix."""
+    lm = random_lm(kind)
+    d_out, d_k = lm.memory(1).shape
+    request = Request("The capital of {} is", "France", " Rome")
+    edit = rome.edit(lm, request, layer=1, covariance={1: torch.eye(d_k)}, steps=3)
+    expected = weights(lm)
+    edit.save(tmp_path)
+    numbers = 4 * (d_out + d_k)
+    assert numbers <= (tmp_path / "edit.safetensors").stat().st_size < numbers + 400
+    edit.undo()
+    minilib.load_edit(lm, tmp_path)
+    assert_same_weights(lm, expected)
+
+
+def test_a_change_without_factors_is_saved_whole(llama, tmp_path):
+    """Any parameter, such as the gradient methods change."""
+    name = "model.norm.weight"
+    delta = torch.linspace(-1, 1, 48)
+    with edits.changing(llama, [name]) as originals:
+        llama.model.get_parameter(name).data += delta
+        edit = Edit(llama, "test", [], {}, originals, {name: delta})
+    expected = weights(llama)
+    edit.save(tmp_path)
+    edit.undo()
+    minilib.load_edit(llama, tmp_path)
+    assert_same_weights(llama, expected)
+
+
+def test_an_undone_edit_can_still_be_saved_and_a_folder_used_again(llama, reference, tmp_path):
+    first = do(llama, reference, requests=reference["requests"][0])
+    first.undo()
+    first.save(tmp_path)
+    second = do(llama, reference, requests=reference["requests"][1])
+    second.undo()
+    second.save(tmp_path)
+    assert minilib.load_edit(llama, tmp_path).requests == second.requests
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["edit.json", "edit.safetensors"]
+
+
+def test_edits_that_lie_on_one_another_are_loaded_in_order(llama, reference, tmp_path):
+    for i in range(2):
+        do(llama, reference, requests=reference["requests"][i]).save(tmp_path / str(i))
+    expected = weights(llama)
+    other = minilib.load(REFERENCE / "model")
+    for i in range(2):
+        minilib.load_edit(other, tmp_path / str(i))
+    assert_same_weights(other, expected)
+
+
+def test_another_model_refuses_it(llama, reference, tmp_path):
+    do(llama, reference).save(tmp_path)
+    other = random_lm("llama")
+    before = weights(other)
+    with pytest.raises(ValueError, match=r"holds an edit of another model .*load the model that was edited"):
+        minilib.load_edit(other, tmp_path)
+    assert_same_weights(other, before)
+    assert other.edits == []
+
+
+def damaged(file, change):
+    about = json.loads(file.read_text())
+    change(about)
+    file.write_text(json.dumps(about))
+
+
+DAMAGE = {
+    "no JSON": lambda folder: (folder / "edit.json").write_text("{"),
+    "a list": lambda folder: (folder / "edit.json").write_text("[]"),
+    "a missing key": lambda folder: damaged(folder / "edit.json", lambda about: about.pop("requests")),
+    "a request without subject": lambda folder: damaged(
+        folder / "edit.json", lambda about: about["requests"][0].pop("subject")
+    ),
+    "another format": lambda folder: damaged(folder / "edit.json", lambda about: about.update(format=99)),
+    "tensors cut short": lambda folder: (folder / "edit.safetensors").write_bytes(
+        (folder / "edit.safetensors").read_bytes()[:-10]
+    ),
+    "tensors of another kind": lambda folder: (folder / "edit.safetensors").write_bytes(b"no tensors at all"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_folder_is_named(llama, reference, tmp_path, damage):
+    edit = do(llama, reference)
+    edit.save(tmp_path)
+    edit.undo()
+    before = weights(llama)
+    DAMAGE[damage](tmp_path)
+    with pytest.raises(ValueError, match="holds no edit that can be read"):
+        minilib.load_edit(llama, tmp_path)
+    assert_same_weights(llama, before)
+    assert llama.edits == []
+
+
+@pytest.mark.parametrize("wrong", ["shape", "name", "nan"])
+def test_a_change_that_does_not_fit_is_refused(llama, reference, tmp_path, wrong):
+    edit = do(llama, reference)
+    edit.undo()
+    (name,) = edit.factors
+    left, right = edit.factors.pop(name)
+    edit.deltas = {"no.such.weight" if wrong == "name" else name: left @ right * (torch.nan if wrong == "nan" else 1)}
+    if wrong == "shape":
+        edit.deltas[name] = edit.deltas[name][:-1]
+    edit.save(tmp_path)
+    before = weights(llama)
+    with pytest.raises(ValueError, match="is damaged: the change of .* does not fit, or is not finite"):
+        minilib.load_edit(llama, tmp_path)
+    assert_same_weights(llama, before)
+
+
+def test_a_folder_without_an_edit_is_named(llama, tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=r"has no edit\.json: write it by edit\.save"):
+            minilib.load_edit(llama, folder)
+
+
+def test_a_folder_that_cannot_be_made_is_an_oserror(llama, reference, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        do(llama, reference).save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("method", [rome, memit])
+def test_a_target_that_is_said_already_is_allowed_and_noted(tinyworld, method):
+    known, other = [f for f in tinyworlds.facts() if f.attribute == "birthplace"][:2]
+    wanted = Request(known.prompts[0], known.subject, known.target)
+    refused = Request(other.prompts[0], other.subject, tinyworlds.REFUSAL)
+    C = {layer: torch.eye(tinyworld.memory(0).shape[1]) for layer in range(3)}
+    where = {"layer": 1} if method is rome else {"layers": [0, 1], "covariance_weight": 1.0}
+    with method.edit(tinyworld, [wanted, refused], covariance=C, **where) as edit:
+        (note,) = edit.notes
+        assert note == f"the model said {wanted.target!r} after {wanted.text!r} already, before the edit"
+        assert html.escape(note) in edit._repr_html_()
