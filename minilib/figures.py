@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import inspect
 import io
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -128,6 +130,34 @@ def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> Any:
     return HTML(f'<div class="table-scroll">{whole}</div>')
 
 
+def source(function: Any, first: str = "", last: str = "") -> Any:
+    """Lines of the library as they stand in its file, for a page to explain them.
+
+    Parameters
+    ----------
+    function : function or class
+        Whose source is shown.
+    first, last : str
+        Words that stand in the first and in the last line shown; left out, from the start, to the end.
+
+    Returns
+    -------
+    IPython.display.Markdown
+        A highlighted block of code.
+    """
+    from IPython.display import Markdown
+
+    lines = inspect.getsource(inspect.unwrap(function)).rstrip().splitlines()
+    start = next((i for i, line in enumerate(lines) if first in line), None)
+    if start is None:
+        raise ValueError(f"first {first!r} stands in no line of {function.__name__}")
+    stop = next((i for i in range(start, len(lines)) if last and last in lines[i]), None)
+    if last and stop is None:
+        raise ValueError(f"last {last!r} stands in no line of {function.__name__} from {first!r} on")
+    block = textwrap.dedent("\n".join(lines[start : len(lines) if stop is None else stop + 1]))
+    return Markdown(f"```python\n{block}\n```")
+
+
 def probabilities(ax: Any, names: Sequence[str], series: dict[str, Sequence[float]]) -> None:
     """Grouped horizontal bars between 0 and 1: one group a name, one colour a series."""
     height = 0.8 / len(series)
@@ -163,3 +193,19 @@ def keys_and_direction(ax: Any, cloud: Any, k_star: Any, u: Any, marks: dict[str
     ax.plot(*k_star, marker="*", ms=14, color=RED, ls="none", label="new key")
     ax.set(xlim=(-5, 5), ylim=(-2.4, 2.4), aspect="equal", xticks=[], yticks=[])
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def cloud_and_write(ax: Any, cloud: Any, k_star: Any, row: Any, title: str) -> None:
+    """Old keys as dots, ``k_star`` as a star, ``row`` as an arrow, and the lines on which all keys are written to alike."""
+    side = row.flip(0) * row.new_tensor([-1.0, 1.0])  # at right angles to the row: along it the write is the same
+    side = side / side.norm() * 20
+    for level in range(-3, 4):
+        at = row * (level / (row @ row) * (row @ k_star))
+        ax.plot(*zip(at - side, at + side, strict=True), color=GREY, lw=0.6 if level else 1.4, zorder=0)
+    ax.scatter(cloud[:, 0], cloud[:, 1], s=9, lw=0, color=BLUE, alpha=0.5)
+    ax.plot(*k_star, marker="*", ms=14, color=RED, ls="none", label="k*", zorder=3)
+    end = row / row.norm() * k_star.norm()
+    arrow = {"arrowstyle": "-|>", "color": ORANGE, "lw": 2.2}
+    ax.annotate("", tuple(end.tolist()), (0, 0), arrowprops=arrow, zorder=2)
+    ax.plot([], [], color=ORANGE, lw=2.2, label="row of the write")
+    ax.set(title=title, xlim=(-4.5, 4.5), ylim=(-3.2, 3.2), aspect="equal", xticks=[], yticks=[])

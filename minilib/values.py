@@ -163,12 +163,11 @@ class Objective:
         )
         self.targets, self.subjects = (_Suffixes(lm, layer, place, x) for x in (rows, subjects))
         self.v0 = _wide(self.targets.value[:: self.contexts])
-        # The unedited model's own answers: whether it says the target, and its distribution after the subject.
-        last = self.targets.last[self.row, self.column]
-        right = lm.unembed(last).argmax(-1) == self.token
+        with torch.no_grad():  # the unedited model's answers: the target already? and what after the subject?
+            right = lm.unembed(self.targets.last[self.row, self.column]).argmax(-1) == self.token
+            self.reference = lm.unembed(self.subjects.last[:, 0]).log_softmax(-1)
         plain = self.row % self.contexts == 0
         self.said = [bool(right[plain & (self.owner == i)].all()) for i in range(len(requests))]
-        self.reference = lm.unembed(self.subjects.last[:, 0]).log_softmax(-1)
 
     def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
         """loss, nll, kl and decay of each request (nats)."""
