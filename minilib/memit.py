@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stop_loss": 0.05,
         "seed": 0,
     },
-    "llama-30x576": {"layers": [3, 4, 5], "covariance_weight": 100.0, "weight_decay": 1e-3, "clamp_factor": 4.0},
+    "llama-30x576": {"layers": [2, 3, 4, 5, 6], "covariance_weight": 1000.0, "weight_decay": 1e-3},  # SmolLM2-135M
 }
 
 
