@@ -7,11 +7,11 @@
 ...     lm.generate("What is the capital of France?")
 """
 
-from . import covariance, edits, hooks, metrics, refusals, requests, rome, values
+from . import covariance, edits, hooks, metrics, refusals, requests, rome, tracing, values
 from .edits import Edit
 from .lm import LM, Layout, load
 from .requests import Request
 
 __version__ = "0.1.0"
 __all__ = ["LM", "Edit", "Layout", "Request", "load"]
-__all__ += ["covariance", "edits", "hooks", "metrics", "refusals", "requests", "rome", "values"]
+__all__ += ["covariance", "edits", "hooks", "metrics", "refusals", "requests", "rome", "tracing", "values"]

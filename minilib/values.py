@@ -173,7 +173,7 @@ class Objective:
         lengths = torch.tensor([len(p) for p in prefixes], device=lm.device)
         right["position_ids"] = right["position_ids"] + lengths[:, None]
         if lengths.any():
-            cache = _Prefix()
+            cache = Prefix()
             # transformers renamed the argument
             name = "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
             left = lm.batch(prefixes, side="left")
@@ -253,7 +253,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _Prefix(DynamicCache):
+class Prefix(DynamicCache):
     """Keys and values left of the subject: read in every step, never added to."""
 
     frozen = False
