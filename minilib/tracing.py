@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any, Literal
 
@@ -144,24 +145,32 @@ def causal_trace(
 
     restored = corrupted[:, None, None].repeat(1, lm.n_layers, len(ids))
     for layer in tqdm(range(lm.n_layers), desc="tracing", disable=not progress):
-        first, end = max(0, layer - window // 2), min(lm.n_layers, layer + (window + 1) // 2)
-        hidden = stream[first].repeat(width, 1, 1)  # what enters the first block in which something is restored
-        with ExitStack() as stack:
-            for i in range(first, end):
-                stack.enter_context(hooks.replace(modules[i], lambda x, i=i: _put(x, kept[i], row, place)))
-            for block, (args, kwargs) in zip(lm.blocks[first:], calls[first:], strict=True):
-                output = block(hidden, *args, **kwargs)
-                hidden = output[0] if isinstance(output, tuple) else output
-        p = _probabilities(lm, hidden[:, -1])[:, answer]
+        layers = range(max(0, layer - window // 2), min(lm.n_layers, layer + (window + 1) // 2))
+        put_back = {modules[i]: partial(_put, clean=kept[i], row=row, place=place) for i in layers}
+        hidden = stream[layers.start].repeat(width, 1, 1)  # what enters the first of these blocks
+        p = _probabilities(lm, _rerun(lm, hidden, layers.start, calls, put_back)[:, -1])[:, answer]
         restored[:, layer, start:] = p.reshape(width, draws).T.cpu()
     return Trace(_words(lm, ids), (start, stop), kind, window, p_clean, corrupted, restored)
 
 
-def _put(x: Tensor, clean: Float[Tensor, "width d"], row: Tensor, place: Tensor) -> Tensor:
+def _put(output: Tensor, clean: Float[Tensor, "width d"], row: Tensor, place: Tensor) -> Tensor:
     """An output with the clean activation back in its place: another token in each row."""
-    new = x.reshape(len(row), len(clean), -1).clone()
+    new = output.reshape(len(row), len(clean), -1).clone()
     new[row, place] = clean[place]
-    return new.reshape(x.shape)
+    return new.reshape(output.shape)
+
+
+def _rerun(
+    lm: LM, hidden: Float[Tensor, "rows width d"], first: int, calls: list, put_back: Mapping[nn.Module, Callable]
+) -> Float[Tensor, "rows width d"]:
+    """From what enters block ``first`` to what leaves the last one, with some modules' outputs replaced on the way."""
+    with ExitStack() as stack:
+        for module, function in put_back.items():
+            stack.enter_context(hooks.replace(module, function))
+        for block, (args, kwargs) in zip(lm.blocks[first:], calls[first:], strict=True):
+            output = block(hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _add(x: Float[Tensor, "rows width d"], noise: Float[Tensor, "rows subject d"]) -> Tensor:
@@ -230,7 +239,7 @@ def _from_subject(lm: LM, ids: list[int], start: int, rows: int) -> dict[str, An
 
 
 @contextmanager
-def _calls(lm: LM) -> Any:
+def _calls(lm: LM) -> Iterator[list[tuple[tuple, dict[str, Any]]]]:
     """How the model calls its blocks, apart from the hidden states: filled while it runs."""
     calls: list[tuple[tuple, dict[str, Any]]] = []
 

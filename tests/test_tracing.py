@@ -62,9 +62,7 @@ def plainly(lm, request, kind, window, noise, draws, seed):
             with hooks.replace(embedding, corrupt):
                 corrupted[n] = probability()
                 for layer in range(lm.n_layers):
-                    near = [
-                        i for i in range(lm.n_layers) if layer - window // 2 <= i < layer - window // 2 + window
-                    ]
+                    near = [i for i in range(lm.n_layers) if layer - window // 2 <= i < layer - window // 2 + window]
                     for token in range(len(ids)):
                         patches = [
                             hooks.replace(modules[i], lambda x, i=i, token=token: patch(x, i, token)) for i in near
