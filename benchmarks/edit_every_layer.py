@@ -2,8 +2,8 @@
 
 The facts are the surest of those that trace_average.json holds, as far as the model also answers them in chat, two of a
 relation at most. Two kinds of edits: a false completion ("The capital of South Korea is" → " Bangkok"), as in the
-papers on locating and editing, and a refusal in chat. Free generation decides; the probability of the target stands
-beside it.
+papers on locating and editing, and, for every second fact, a refusal in chat. Free generation decides; the
+probability of the target stands beside it.
 Run: python benchmarks/edit_every_layer.py (about a quarter of an hour on one core, after trace_average.py)
 """
 
@@ -16,20 +16,21 @@ from typing import Any
 import minilib
 from minilib import covariance, facts, metrics, refusals, stored
 
-MODEL, COMPLETIONS, REFUSALS, SEED = "smollm2-135m", 8, 4, 0
+MODEL, FACTS = "smollm2-135m", 8
 PREFIXES = ("Everyone knows this. {}", "He wrote in his notebook: {}", "A question from a quiz. {}")
 WORDS = 12  # tokens of an answer that are looked at
 
 
 def choose(lm: minilib.LM) -> Iterator[facts.Fact]:
-    """The surest facts that were traced and are known in chat too."""
+    """The surest facts that were traced and are known in chat too, as far as the false answer begins otherwise."""
     traced = [(row["relation"], row["subject"]) for row in stored.load("trace_average")["facts"]]
-    known = {(fact.relation, fact.subject): fact for fact in facts.known(lm) if (fact.relation, fact.subject) in traced}
+    by_name = {(fact.relation, fact.subject): fact for fact in facts.FACTS}
     taken: Counter[str] = Counter()
-    for relation, subject in traced:
-        if (relation, subject) in known and taken[relation] < 2 and taken.total() < COMPLETIONS:
-            taken[relation] += 1
-            yield known[relation, subject]
+    for fact in facts.known(lm, [by_name[name] for name in traced]):
+        differs = fact.answer.split()[0] != fact.neighbours[0].answer.split()[0]
+        if differs and taken[fact.relation] < 2 and taken.total() < FACTS:
+            taken[fact.relation] += 1
+            yield fact
 
 
 def others(fact: facts.Fact) -> list[str]:
@@ -92,13 +93,15 @@ def main() -> None:
     layers = list(range(lm.n_layers))
     C = covariance.second_moment(lm, layers)
     chosen = list(choose(lm))
-    found: dict[str, list[dict[str, Any]]] = {"completion": [], "refusal": []}
-    for kind, edit, n in (("completion", completion, COMPLETIONS), ("refusal", refusal, REFUSALS)):
-        for fact in chosen[:: len(chosen) // n][:n]:
-            found[kind].append(edit(lm, fact, layers, C))
-            print(f"{kind} {fact.subject}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     about = {"model": MODEL, "fingerprint": lm.fingerprint, "layers": layers}
-    stored.save("edit_every_layer", {**about, **found}, "benchmarks/edit_every_layer.py", started)
+    found: dict[str, list[dict[str, Any]]] = {"completion": [], "refusal": []}
+    for i, fact in enumerate(chosen):
+        found["completion"].append(completion(lm, fact, layers, C))
+        if i % 2 == 0:
+            found["refusal"].append(refusal(lm, fact, layers, C))
+        print(f"{fact.subject}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        # After each fact, so that a run that is cut off leaves what it has found.
+        stored.save("edit_every_layer", {**about, **found}, "benchmarks/edit_every_layer.py", started)
 
 
 if __name__ == "__main__":
