@@ -7,7 +7,7 @@
 ...     lm.generate("What is the capital of France?")
 """
 
-from . import contexts, covariance, edits, hooks, keys, memit, metrics, refusals, requests, rome, values
+from . import contexts, covariance, edits, hooks, keys, memit, metrics, refusals, requests, rome, tracing, values
 from .edits import Edit
 from .edits import load as load_edit
 from .lm import LM, Layout, load
@@ -26,5 +26,6 @@ __all__ += [
     "refusals",
     "requests",
     "rome",
+    "tracing",
     "values",
 ]

@@ -196,7 +196,7 @@ def keys_and_direction(ax: Any, cloud: Any, k_star: Any, u: Any, marks: dict[str
 
 
 def cloud_and_write(ax: Any, cloud: Any, k_star: Any, row: Any, title: str) -> None:
-    """Old keys as dots, ``k_star`` as a star, ``row`` as an arrow, and the lines on which all keys are written to alike."""
+    """Old keys as dots, ``k_star`` as a star, ``row`` as an arrow, and lines of keys that are written to alike."""
     side = row.flip(0) * row.new_tensor([-1.0, 1.0])  # at right angles to the row: along it the write is the same
     side = side / side.norm() * 20
     for level in range(-3, 4):

@@ -7,7 +7,7 @@ left, by whichever way, so that a model that was looked at is the model it was b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar
 
@@ -80,6 +80,31 @@ def replace(module: nn.Module, function: Callable[[Tensor], Tensor], at: Place =
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def calls(modules: Iterable[nn.Module]) -> Iterator[list[tuple[tuple, dict[str, Any]]]]:
+    """How a model calls its blocks: for each call the arguments after the hidden states, to call a block by hand.
+
+    Yields
+    ------
+    list of (args, kwargs)
+        Filled while the model runs, in the order of the calls.
+    """
+    seen: list[tuple[tuple, dict[str, Any]]] = []
+
+    def keep(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.append((args[1:], {name: value for name, value in kwargs.items() if name != "hidden_states"}))
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        yield seen
+
+
+def first(output: Any) -> Any:
+    """The hidden states of what a block returns: alone, or first in a tuple."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _watch(module: nn.Module, at: Place, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:

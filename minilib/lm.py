@@ -55,6 +55,7 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     subject: int | None = None  # index of the subject's last token, for a Request
+    subject_start: int | None = None  # and of its first
 
 
 class LM:
@@ -157,7 +158,7 @@ class LM:
     # ---- text to tokens ---------------------------------------------------------------------------
 
     def encode(self, text: str | Request, chat: bool = False, context: str = SLOT, any_length: bool = False) -> Encoded:
-        """The tokens of a prompt and, for a Request, the place of its subject's last token.
+        """The tokens of a prompt and, for a Request, the places of its subject's last and first token.
 
         Parameters
         ----------
@@ -177,10 +178,10 @@ class LM:
             prompt is longer than the model's context.
         """
         (context,) = as_contexts([context])
-        end = None
+        begin = end = None
         if isinstance(text, Request):
             chat, span, text = text.chat, text.span, text.text
-            end = context.index(SLOT) + span[1]
+            begin, end = (context.index(SLOT) + place for place in span)
         elif not isinstance(text, str):
             raise TypeError(f"the prompt must be a string or a minilib.Request, not {type(text).__name__}: {text!r}")
         text = context.replace(SLOT, text)
@@ -198,7 +199,7 @@ class LM:
             )
         if not ids:
             raise ValueError(f"the prompt {text!r} has no tokens: give the model some text to go on from")
-        if end is None:
+        if begin is None or end is None:
             return Encoded(ids)
         # The last token that covers the subject's last character (an emoji may take several), whatever else
         # was merged into it.
@@ -206,11 +207,12 @@ class LM:
         position = max((i for i, (a, b) in enumerate(offsets) if a <= last < b), default=None)
         if position is None:
             raise ValueError(f"the subject's last token was not found in {text!r}: does the tokenizer drop characters?")
-        return Encoded(ids, position)
+        # The first that reaches into it: some tokenizers leave spaces to no token.
+        return Encoded(ids, position, next(i for i, (_, b) in enumerate(offsets) if b > start + begin))
 
     def encode_request(self, request: Request, context: str = SLOT) -> tuple[list[int], int]:
         """The tokens of a request's prompt, and the index of its subject's last token; see ``encode``."""
-        ids, subject = self.encode(request, context=context)
+        ids, subject, _ = self.encode(request, context=context)
         assert subject is not None
         return ids, subject
 

@@ -19,7 +19,6 @@ on the tokens from the subject on. All requests are one batch; each stops on its
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,9 +27,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache
 
-from . import hooks
+from . import hooks, prefix
 from .lm import LM
 from .requests import SLOT, Request
 
@@ -190,45 +188,23 @@ class _Suffixes:
     def __init__(self, lm: LM, layer: int, place: Place, rows: Sequence[tuple[list[int], list[int]]]) -> None:
         """One pass over the unedited model: it leaves all that every step needs."""
         self.lm, self.layer, self.place = lm, layer, place
-        right = lm.batch([suffix for _, suffix in rows])
-        lengths = torch.tensor([len(prefix) for prefix, _ in rows], device=lm.device)
-        right["position_ids"] = right["position_ids"] + lengths[:, None]
-        if lengths.any():
-            cache = _Prefix()
-            # transformers renamed the argument
-            name = "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
-            unique = sorted({tuple(prefix) for prefix, _ in rows})  # those of one template are run once
-            left = lm.batch(unique, side="left")
-            with hooks.read({"last": lm.blocks[-1]}, stop=True):  # the head is not needed
-                lm.model(**left, **{name: cache}, use_cache=True)
-            which = torch.tensor([unique.index(tuple(prefix)) for prefix, _ in rows], device=lm.device)
-            cache.freeze(left["attention_mask"], which)
-            right["attention_mask"] = torch.cat([left["attention_mask"][which], right["attention_mask"]], dim=1)
-            right[name] = cache
-        calls: list[tuple[tuple, dict[str, Any]]] = []  # how the model calls its blocks, from `layer` on
-        hooked = [
-            block.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-            for block in lm.blocks[layer:]
-        ]
-        try:
-            ends = {"value": lm.down_projection(layer), "block": lm.blocks[layer], "last": lm.blocks[-1]}
-            # Of the logits, the first token's are enough for the check.
-            with hooks.replace(lm.head, lambda hidden: hidden[:, :1], at="input"), hooks.read(ends) as seen:
-                logits = lm.model(**right, use_cache=False).logits
-        finally:
-            for handle in hooked:
-                handle.remove()
+        inputs = prefix.inputs(lm, rows)
+        ends = {"value": lm.down_projection(layer), "block": lm.blocks[layer], "last": lm.blocks[-1]}
+        # Of the logits, the first token's are enough for the check.
+        first_only = hooks.replace(lm.head, lambda hidden: hidden[:, :1], at="input")
+        with hooks.calls(lm.blocks[layer:]) as self.calls, hooks.read(ends) as seen, first_only:
+            with hooks.read({0: lm.blocks[layer]}, at="input") as into:
+                logits = lm.model(**inputs, use_cache=False).logits
         self.base, self.last = seen["block"], seen["last"]  # (rows, suffix, d): without δ
         self.mlp = seen["value"].reshape(self.base.shape)[:, 0]  # (rows, d): the MLP's output at the subject
         self.value = self.mlp if place == "mlp" else self.base[:, 0]  # what δ is added to
-        self.calls = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
-        self._check(calls[0], logits)
+        self._check(into[0], logits)
 
     def __call__(self, delta: Float[Tensor, "rows d"]) -> Float[Tensor, "rows suffix d"]:
         """The last block's output with δ at the first token of each row."""
         hidden = self._enter(delta, self.place)
         for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
-            hidden = _first(block(hidden, *args, **kwargs))
+            hidden = hooks.first(block(hidden, *args, **kwargs))
         return hidden
 
     def _enter(self, delta: Float[Tensor, "rows d"], place: Place) -> Float[Tensor, "rows suffix d"]:
@@ -239,7 +215,7 @@ class _Suffixes:
             delta = norm(self.mlp + delta) - norm(self.mlp)
         return torch.cat([self.base[:, :1] + delta.unsqueeze(1), self.base[:, 1:]], dim=1)
 
-    def _check(self, call: tuple[tuple, dict], logits: Tensor) -> None:
+    def _check(self, entering: Tensor, logits: Tensor) -> None:
         """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
         lm, kind = self.lm, type(self.lm.model).__name__
         close = functools.partial(torch.allclose, rtol=1e-2, atol=1e-2)
@@ -248,35 +224,12 @@ class _Suffixes:
         probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
         probe = probe * self.mlp.norm() / len(self.mlp) ** 0.5 / probe.norm()
         with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):
-            block = _first(lm.blocks[self.layer](*call[0], **call[1]))
+            args, kwargs = self.calls[0]
+            block = hooks.first(lm.blocks[self.layer](entering, *args, **kwargs))
         if not close(block[:, 0], self._enter(probe.expand_as(self.mlp), "mlp")[:, 0]):
             raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
-
-
-def _first(output: Any) -> Tensor:
-    """The hidden states of what a block returns: alone, or first in a tuple."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _wide(x: Tensor) -> Tensor:
     """In float32 at least: losses are not summed in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class _Prefix(DynamicCache):
-    """Keys and values left of the subject: read in every step, never added to."""
-
-    frozen = False
-
-    def freeze(self, mask: Tensor, which: Tensor) -> None:
-        """From here on ``update`` keeps nothing. Row i gets prefix ``which[i]``; padding is cleared (it may be NaN)."""
-        padding = mask[:, None, :, None] == 0
-        for layer in self.layers:
-            layer.keys, layer.values = (x.masked_fill(padding, 0)[which] for x in (layer.keys, layer.values))
-        self.frozen = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        if not self.frozen:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        layer = self.layers[layer_idx]
-        return torch.cat([layer.keys, key_states], dim=-2), torch.cat([layer.values, value_states], dim=-2)

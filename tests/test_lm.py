@@ -192,7 +192,7 @@ def test_a_model_in_bfloat16_answers_in_float32():
 @settings(max_examples=150, deadline=None)
 def test_the_subjects_last_token_ends_it(shared, before, subject, after, context):
     request = Request(before + "{}" + after, subject, " x")
-    ids, position = shared.encode(request, context=context)
+    ids, position, _ = shared.encode(request, context=context)
     text = context.replace("{}", request.text)
     end = context.index("{}") + len(before) + len(subject)
     assert ids == shared.tokenizer(text)["input_ids"]
@@ -223,7 +223,7 @@ def chat_prompt(lm, message):
 )
 def test_in_a_chat_the_subject_is_the_users(chatty, prompt, subject, context):
     request = Request(prompt, subject, "x", chat=True)
-    ids, position = chatty.encode(request, context=context)
+    ids, position, _ = chatty.encode(request, context=context)
     message = context.replace("{}", request.text)
     rendered = chat_prompt(chatty, message)
     assert ids == chatty.tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -325,7 +325,7 @@ def test_smollm2_says_the_same_in_batches(smollm2):
 
 @pytest.mark.slow
 def test_smollm2_finds_subjects_in_chat(smollm2):
-    ids, position = smollm2.encode(Request("Who is the {}?", "assistant", "x", chat=True))
+    ids, position, _ = smollm2.encode(Request("Who is the {}?", "assistant", "x", chat=True))
     assert smollm2.tokenizer.decode(ids[: position + 1]).endswith("<|im_start|>user\nWho is the assistant")
 
 
