@@ -17,8 +17,8 @@ from scores import REFUSAL, known_facts, outside, refused
 import minilib
 from minilib import covariance, facts, memit, metrics, stored
 
-BATCHES = {1: 8, 4: 4, 16: 2, 64: 1}  # number of facts: number of batches
-ASKED = 16  # of a large batch, so many facts are asked about
+BATCHES = {1: 6, 4: 3, 16: 2, 64: 1}  # number of facts: number of batches
+ASKED = 8  # of a large batch, so many facts are asked about
 
 
 def batches() -> dict[int, list[list[facts.Fact]]]:
