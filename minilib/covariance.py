@@ -296,9 +296,7 @@ def _place(lm: LM, layers: list[int], texts: list[str]) -> tuple[int, int]:
     distributed.all_gather_object(asked, {"lm": fingerprint_of(lm.model), "layers": layers, "texts": _digest(texts)})
     for name, mine in asked[rank].items():
         if any(other[name] != asked[0][name] for other in asked):
-            raise ValueError(
-                f"{name} must be the same in all {processes} processes (or set together=False), here {mine}"
-            )
+            raise ValueError(f"{name} must be the same in all {processes} processes, or together=False; here {mine}")
     return rank, processes
 
 
