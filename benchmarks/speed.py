@@ -343,7 +343,7 @@ def main() -> None:
     found: dict[str, Any] = {"measures": {}, "memory": {}}
     for key in [options.only] if options.only else MEASURES:
         print(f"[{time.perf_counter() - started:3.0f} s] {key}", file=sys.stderr, flush=True)
-        found["measures"][key] = MEASURES[key](lm, 2 if options.quick else 5, options.full)
+        found["measures"][key] = MEASURES[key](lm, 1 if options.quick else 5, options.full)
     if not options.only:
         found["memory"] = {job: memory_of(job) for job in ("moments", "batch")}
     print(f"{torch.get_num_threads()} threads, {time.perf_counter() - started:.0f} seconds\n{table(found)}")

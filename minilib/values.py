@@ -13,7 +13,8 @@ the edited to the original distribution and is read at the subject's last token.
 
 What lies left of the subject and below the layer does not depend on δ. It is computed once: the keys and
 values of attention left of the subject are kept, and each step runs only the blocks above the layer, only
-on the tokens from the subject on. All requests are one batch; each stops on its own.
+on the tokens from the subject on. All requests are one batch; each stops on its own. ``prefix.py`` says how
+the KL prompt, of which one token is run, shares a row with the prompt.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import DynamicCache
 
 from . import hooks
 from .lm import LM
+from .prefix import Fold, Prefix
 from .requests import SLOT, Request
 
 Place = Literal["mlp", "block"]
@@ -127,6 +128,7 @@ class Objective:
     Each request has one row a context (prompt and target) and one row for the KL prompt. A row is cut at the
     subject's last token: what is left of it is the prefix, kept as attention's keys and values; the rest, the
     suffix, starts with the subject's last token and is run anew in each step, from the edited layer upwards.
+    After the first pass the KL prompt's one token becomes a last column of its request's rows.
     """
 
     def __init__(
@@ -162,7 +164,10 @@ class Objective:
         self.row, self.column, self.token, self.owner, self.weight = (
             torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
         )
-        self.request_of_row = torch.arange(len(requests), device=lm.device).repeat_interleave(self.rows_each)
+        # δ enters, and each KL row is read, in a row's first column.
+        rows = torch.arange(len(suffixes), device=lm.device)
+        self.kl_row, self.kl_column = rows[self.rows_each - 1 :: self.rows_each], 0
+        self.places, self.request_of_place = (rows, torch.zeros_like(rows)), rows // self.rows_each
         self._run_once(prefixes, suffixes)
 
     @torch.no_grad()
@@ -172,14 +177,18 @@ class Objective:
         right = lm.batch(suffixes)
         lengths = torch.tensor([len(p) for p in prefixes], device=lm.device)
         right["position_ids"] = right["position_ids"] + lengths[:, None]
+        seen = torch.zeros(len(prefixes), 0, dtype=torch.long, device=lm.device)
         if lengths.any():
-            cache = _Prefix()
+            cache, unique = Prefix(), sorted({*map(tuple, prefixes)})  # those of one template are run once
             # transformers renamed the argument
             name = "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
-            left = lm.batch(prefixes, side="left")
-            lm.model(**left, **{name: cache}, use_cache=True)
-            cache.freeze(left["attention_mask"])
-            right["attention_mask"] = torch.cat([left["attention_mask"], right["attention_mask"]], dim=1)
+            left = lm.batch(unique, side="left")
+            with hooks.read({"last": lm.blocks[-1]}, stop=True):  # the head is not needed
+                lm.model(**left, **{name: cache}, use_cache=True)
+            which = torch.tensor([unique.index(tuple(p)) for p in prefixes], device=lm.device)
+            cache.freeze(left["attention_mask"], which)
+            seen = left["attention_mask"][which]
+            right["attention_mask"] = torch.cat([seen, right["attention_mask"]], dim=1)
             right[name] = cache
         calls: list[tuple[tuple, dict[str, Any]]] = []  # how the model calls its blocks, from `layer` on
         hooked = [
@@ -188,18 +197,18 @@ class Objective:
         ]
         try:
             ends = {"value": lm.down_projection(layer), "block": lm.blocks[layer], "last": lm.blocks[-1]}
-            with hooks.read(ends) as seen:
+            with hooks.read(ends) as states:
                 logits = lm.model(**right, use_cache=False).logits
         finally:
             for handle in hooked:
                 handle.remove()
-        self.base = seen["block"]  # (rows, suffix, d): the block's output without δ
-        value = seen["value"].reshape(self.base.shape)
-        self.value = value[:, 0]  # (rows, d): the MLP's output at the subject
+        self.base = states["block"]  # (rows, suffix, d): the block's output without δ
+        self.value = states["value"].reshape(self.base.shape)[:, 0]  # (rows, d): the MLP's output at the subject
         self.calls = [(args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}) for args, kwargs in calls]
         self.v0 = _wide((self.value if self.place == "mlp" else self.base[:, 0])[:: self.rows_each])
-        self._check(calls[0], logits, seen["last"])
-        self.reference = self._log_softmax(seen["last"])[1]
+        self._check(calls[0], logits, states["last"])
+        self.reference = self._log_softmax(states["last"])[1]
+        self._fold(seen.bool(), states["last"])
 
     def _check(self, call: tuple[tuple, dict], logits: Tensor, last: Tensor) -> None:
         """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
@@ -216,19 +225,42 @@ class Objective:
             if not torch.allclose(block[:, 0], self._enter(probe.expand_as(self.value))[:, 0], rtol=1e-2, atol=1e-2):
                 raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
 
-    def _enter(self, delta: Float[Tensor, "rows d"]) -> Float[Tensor, "rows suffix d"]:
-        """The block's output with δ at the subject's last token, the first of the suffix."""
-        hidden, delta = self.base, delta.to(self.base.dtype)
-        norm = self.lm.post_norm(self.layer)
+    def _fold(self, seen: Tensor, last: Tensor) -> None:
+        """Rows without the padding of the KL prompts, where they are found to give the same."""
+        if (width := self.base.shape[1]) == 1:  # there is no padding
+            return
+        padded, before = vars(self).copy(), self._log_softmax(last)
+        rows = torch.arange(len(self.base), device=seen.device)
+        main = rows[(rows + 1) % self.rows_each > 0]
+        side = main - main % self.rows_each + self.rows_each - 1  # the KL row of each one's request
+        both, new, fold = torch.cat([main, side]), rows[: len(main)], Fold(main, side, width, seen)
+        self.base, self.calls = fold(self.base), fold(self.calls)
+        self.row = self.row - self.row // self.rows_each
+        self.kl_row, self.kl_column = new[:: self.rows_each - 1], width
+        self.places = new.repeat(2), ((both + 1) % self.rows_each == 0) * width
+        self.value, self.request_of_place = self.value[both], self.request_of_place[both]
+        pairs = zip(self._log_softmax(self._rise(self.base)), before, strict=True) if fold.masked else ()
+        if not fold.masked or not all(torch.allclose(a, b, rtol=1e-2, atol=1e-2) for a, b in pairs):
+            vars(self).update(padded)
+
+    def _enter(self, delta: Float[Tensor, "places d"]) -> Float[Tensor, "rows suffix d"]:
+        """The block's output with δ at each place of a subject's last token."""
+        delta, norm = delta.to(self.base.dtype), self.lm.post_norm(self.layer)
         if self.place == "mlp" and norm is not None:
             delta = norm(self.value + delta) - norm(self.value)
-        return torch.cat([hidden[:, :1] + delta.unsqueeze(1), hidden[:, 1:]], dim=1)
+        return self.base.index_put(self.places, delta, accumulate=True)
+
+    def _rise(self, hidden: Float[Tensor, "rows suffix d"]) -> Float[Tensor, "rows suffix d"]:
+        """Through the blocks above the layer."""
+        for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
+            output = block(hidden, *args, **kwargs)
+            hidden = output[0] if isinstance(output, tuple) else output
+        return hidden
 
     def _logits(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Logits where a target's token is predicted, and at the subject of each KL prompt."""
-        kl_rows = slice(self.rows_each - 1, None, self.rows_each)
-        logits = self.lm.unembed(torch.cat([hidden[self.row, self.column], hidden[kl_rows, 0]]))
-        return logits[: len(self.row)], logits[len(self.row) :]
+        asked = torch.cat([hidden[self.row, self.column], hidden[self.kl_row, self.kl_column]])
+        return self.lm.unembed(asked).split([len(self.row), len(self.kl_row)])
 
     def _log_softmax(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         target, kl = self._logits(hidden)
@@ -236,11 +268,7 @@ class Objective:
 
     def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
         """loss, nll, kl and decay of each request (nats)."""
-        hidden = self._enter(delta[self.request_of_row])
-        for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
-            output = block(hidden, *args, **kwargs)
-            hidden = output[0] if isinstance(output, tuple) else output
-        target, edited = self._log_softmax(hidden)
+        target, edited = self._log_softmax(self._rise(self._enter(delta[self.request_of_place])))
         said = target.gather(1, self.token.unsqueeze(1)).squeeze(1)
         nll = delta.new_zeros(len(delta)).index_add(0, self.owner, -(self.weight * said).to(delta.dtype))
         kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
@@ -251,22 +279,3 @@ class Objective:
 def _wide(x: Tensor) -> Tensor:
     """In float32 at least: losses are not summed in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class _Prefix(DynamicCache):
-    """Keys and values left of the subject: read in every step, never added to."""
-
-    frozen = False
-
-    def freeze(self, mask: Tensor) -> None:
-        """From here on ``update`` keeps nothing; what padding left behind is cleared (it may be NaN)."""
-        padding = mask[:, None, :, None] == 0
-        for layer in self.layers:
-            layer.keys, layer.values = (x.masked_fill(padding, 0) for x in (layer.keys, layer.values))
-        self.frozen = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        if not self.frozen:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        layer = self.layers[layer_idx]
-        return torch.cat([layer.keys, key_states], dim=-2), torch.cat([layer.values, value_states], dim=-2)

@@ -20,7 +20,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports only from floors below its own.
 FLOORS = {
-    1: "requests hooks facts refusals packaged stored",
+    1: "requests hooks prefix facts refusals packaged stored",
     2: "lm",
     3: "edits contexts covariance values tinyworld",
     4: "rome memit alphaedit grace wise unlearning recipes tracing",

@@ -1,0 +1,80 @@
+"""The search for v*: rows without padding give what padded rows give, and what a plain loop over the model finds."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+import minilib
+from minilib import rome, values
+from minilib import tinyworld as world
+
+REQUESTS = [
+    minilib.Request("The capital of {} is", "France", " Rome and Lund"),
+    minilib.Request("{} is the king of", "Mira Okafor", " Rome"),
+    minilib.Request("In the town of {}", "Lund", " Rome"),
+]
+
+
+@pytest.fixture(scope="module")
+def speed():
+    file = Path(__file__).resolve().parent.parent / "benchmarks" / "speed.py"
+    spec = importlib.util.spec_from_file_location("speed", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("contexts", [["{}"], ["{}", "Yesterday. {}"]], ids=["plain", "contexts"])
+@pytest.mark.parametrize("place", ["mlp", "block"])
+@pytest.mark.parametrize("requests", [REQUESTS, REQUESTS[:1], REQUESTS[1:2]], ids=["three", "prefix", "no prefix"])
+def test_folded_rows_give_what_padded_rows_give(any_lm, monkeypatch, requests, place, contexts):
+    terms = {"weight_decay": 0.5, "kl_factor": 0.0625, "contexts": contexts}
+    folded = values.Objective(any_lm, requests, 1, place, **terms)
+    monkeypatch.setattr(values.Objective, "_fold", lambda *_: None)
+    padded = values.Objective(any_lm, requests, 1, place, **terms)
+    assert folded.base.shape[0] == len(requests) * len(contexts) < padded.base.shape[0]
+    random = torch.Generator().manual_seed(0)
+    delta = torch.randn(len(requests), padded.base.shape[-1], generator=random, requires_grad=True)
+    losses = [objective(delta) for objective in (folded, padded)]
+    for name in ("nll", "kl", "decay"):
+        torch.testing.assert_close(losses[0][name], losses[1][name], rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(found["loss"].sum(), delta)[0] for found in losses]
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("masks", ["that see everything", "of a shape that is not known"])
+def test_rows_that_would_give_something_else_stay_as_they_are(llama, monkeypatch, masks):
+    terms = {"weight_decay": 0.5, "kl_factor": 0.0625}
+    delta = torch.zeros(3, llama.memory(0).shape[0])
+    expected = values.Objective(llama, REQUESTS, 1, "mlp", **terms)(delta)
+    fold = values.Fold._fold_mask
+    monkeypatch.setattr(values.Fold, "_fold_mask", lambda self, mask: torch.ones_like(fold(self, mask)))
+    if masks == "of a shape that is not known":
+        monkeypatch.setattr(values.Fold, "__call__", lambda self, x: x)
+    unusual = values.Objective(llama, REQUESTS, 1, "mlp", **terms)
+    assert unusual.base.shape[0] == 2 * len(REQUESTS)
+    torch.testing.assert_close(unusual(delta)["loss"], expected["loss"])
+
+
+@pytest.mark.parametrize("place", ["mlp", "block"])
+def test_it_finds_what_a_plain_loop_finds(tinyworld, speed, place):
+    """The loop of the benchmark: the whole model, forward and backward, for one request a step."""
+    settings = {"steps": 12, "lr": 0.5, "weight_decay": 1e-3, "clamp_factor": 4.0, "kl_factor": 0.0625, "stop_loss": 0}
+    facts = world.facts()[:10:5]
+    requests = [minilib.Request(fact.prompts[-1], fact.subject, " I do not know.") for fact in facts]
+    found = values.find(tinyworld, requests, 2, place, **settings)
+    for request, v_star in zip(requests, found.v_star, strict=True):
+        plain = speed.plain_search(tinyworld, request, 2, place, settings)
+        assert (v_star - plain).norm() <= 1e-3 * plain.norm()
+
+
+@pytest.mark.slow
+def test_it_finds_what_a_plain_loop_finds_in_smollm2(smollm2, speed):
+    preset = {**rome.PRESETS["paper"], **rome.PRESETS[smollm2.kind]}
+    settings = {name: preset[name] for name in ("lr", "weight_decay", "clamp_factor", "kl_factor")}
+    settings |= {"steps": 5, "stop_loss": 0.0}
+    found = values.find(smollm2, [speed.CAPITAL], 4, "mlp", **settings).v_star[0]
+    plain = speed.plain_search(smollm2, speed.CAPITAL, 4, "mlp", settings)
+    assert (found - plain).norm() <= 1e-3 * plain.norm()
