@@ -31,6 +31,8 @@ REFUSAL = "I don't know."
 TOWER = minilib.Request("The {} is located in the city of", "Eiffel Tower", " Rome")
 CAPITAL = minilib.Request("What is the capital of {}?", "France", REFUSAL, chat=True)
 TARGETS = {"plain": 1.3, "chat": 3, "batch": 6, "moments": 5}  # at least so many times as fast
+NAMES = {"plain": "plain loop", "ours": "minilib", "floor": "floor"}
+JOBS = {"moments": "second moments of 5 layers", "batch": "8 chat refusals in one batch"}
 MEMORY_TARGET = 1.2  # GB above the loaded model, at most
 
 
@@ -93,8 +95,8 @@ def plain_moments(lm: minilib.LM, layers: Sequence[int], texts: Sequence[str], s
                 raise StopIteration
 
         handle = lm.down_projection(layer).register_forward_pre_hook(keep)
-        for start in range(0, len(rows), 24):
-            batch = lm.batch(rows[start : start + 24])
+        for start in range(0, len(rows), 16):
+            batch = lm.batch(rows[start : start + 16])
             try:
                 lm.model(**batch, use_cache=False)
             except StopIteration:
@@ -262,7 +264,9 @@ def eight(lm: minilib.LM) -> list[minilib.Request]:
 MEASURES = {
     "plain": lambda lm, n, full: search(lm, "ROME, plain prompt", [TOWER], 5, "mlp", n, None),
     "chat": lambda lm, n, full: search(lm, "ROME, chat refusal", [CAPITAL], 4, "mlp", n, None),
-    "batch": lambda lm, n, full: search(lm, "8 chat refusals, one batch", eight(lm), LAYERS[-1], "block", n, 12),
+    "batch": lambda lm, n, full: search(
+        lm, "8 chat refusals, one batch", eight(lm), LAYERS[-1], "block", min(n, 3), 20
+    ),
     "moments": moments,
 }
 
@@ -318,20 +322,25 @@ def table(found: dict[str, Any]) -> str:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for key, row in found["measures"].items():
+        if key == "moments":
+            ratio = "{1:.1f} [{0:.1f}–{2:.1f}]".format(*quartiles(row["ratio_stopping"]))
+            lines.append(f"second moments against one pass a layer that stops at the layer: {ratio} times as fast")
+            whole = ", ".join(f"{NAMES[name]} {spent:.0f} s" for name, spent in row["whole_text"].items())
+            lines.append(f"second moments of all {row['tokens']} tokens, once: {whole}")
     for job, m in found["memory"].items():
-        lines.append(
-            f"memory, {job}: {m['above']:.2f} GB above the loaded model's {m['loaded']:.2f} (at most {MEMORY_TARGET})"
-        )
+        gb = f"{m['above']:.2f} GB above the loaded model's {m['loaded']:.2f}"
+        lines.append(f"memory, {JOBS[job]}: {gb} (at most {MEMORY_TARGET})")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two pairs each instead of five")
+    parser.add_argument("--quick", action="store_true", help="one pair each instead of five")
     parser.add_argument("--full", action="store_true", help="the plain second moments on all of the text too, once")
     parser.add_argument("--store", action="store_true", help="keep the results for the page on performance")
     parser.add_argument("--only", choices=list(MEASURES), help="one measurement alone")
-    parser.add_argument("--memory-job", choices=["moments", "batch"], help=argparse.SUPPRESS)
+    parser.add_argument("--memory-job", choices=list(JOBS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_job:
         memory_job(options.memory_job)
@@ -345,7 +354,7 @@ def main() -> None:
         print(f"[{time.perf_counter() - started:3.0f} s] {key}", file=sys.stderr, flush=True)
         found["measures"][key] = MEASURES[key](lm, 1 if options.quick else 5, options.full)
     if not options.only:
-        found["memory"] = {job: memory_of(job) for job in ("moments", "batch")}
+        found["memory"] = {job: memory_of(job) for job in JOBS}
     print(f"{torch.get_num_threads()} threads, {time.perf_counter() - started:.0f} seconds\n{table(found)}")
     if options.store:
         print(f"stored in {stored.save('speed', found, 'benchmarks/speed.py', started).name}")
