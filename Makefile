@@ -11,7 +11,7 @@ help:
 	@echo "make test       style, types, unit tests, every notebook, and the built site in a browser"
 	@echo "make serve      build the site and show it on http://localhost:8000 (PORT=... for another port)"
 	@echo "make notebooks  run every notebook and store its outputs in it, to be committed"
-	@echo "make bench      measure speed and memory against a plain loop (five minutes, nothing else running)"
+	@echo "make bench      measure speed and memory against a plain loop (six minutes, nothing else running)"
 	@echo "make links      ask every link of the book whether it still leads somewhere"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 	@echo "make clean      remove what these commands made: $(VENV), _build, caches"

@@ -4,7 +4,8 @@ Four texts of the same length are compared: what SmolLM2 wrote itself (the libra
 wrote, which comes with every Python (the documentation of the standard library's modules and their functions),
 the questions of ``facts.py`` in the chat format, and tokens drawn at random. Then the sample text is cut shorter.
 
-Run: python benchmarks/text_for_second_moments.py (about ten minutes on 2 cores)
+v* does not depend on the text: it is searched for once for each fact. Only the direction C⁻¹k* of the write differs.
+Run: python benchmarks/text_for_second_moments.py (about four minutes on 2 cores)
 """
 
 import inspect
@@ -14,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,13 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 import minilib
-from minilib import covariance, facts, metrics, refusals, rome, stored
+from minilib import covariance, edits, facts, refusals, rome, stored, values
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 8]
 EDITED = 4  # where the edits are made: the layer of ROME's preset
 RANKS = 60
 LENGTHS = [1_000, 2_000, 4_000, 8_000, 16_000]
+COMPARED = 16_000  # tokens of each of the four texts
 REFUSAL = "I don't know."
 # Large modules of every Python from 3.11 to 3.13 whose documentation is prose.
 MODULES = (
@@ -86,17 +89,16 @@ def questions() -> list[str]:
 
 
 def texts_of(lm: minilib.LM) -> dict[str, list[str]]:
-    """The four texts, each with as many tokens as the sample text, where there are so many."""
+    """The four texts, of the same length."""
     sample = shuffled(covariance.sample_texts())
-    tokens = sum(len(lm.encode(text).ids) for text in sample)
     chat = [lm.tokenizer.decode(lm.encode(text, chat=True).ids) for text in questions()]
     vocabulary = lm.model.config.vocab_size
     draw = torch.Generator().manual_seed(0)
     noise = [
-        lm.tokenizer.decode(torch.randint(vocabulary, (140,), generator=draw).tolist()) for _ in range(tokens // 100)
+        lm.tokenizer.decode(torch.randint(vocabulary, (140,), generator=draw).tolist()) for _ in range(COMPARED // 100)
     ]
     all_texts = {"sample": sample, "documentation": shuffled(documentation()), "questions": shuffled(chat)}
-    return {name: cut(lm, texts, tokens) for name, texts in {**all_texts, "random": noise}.items()}
+    return {name: cut(lm, texts, COMPARED) for name, texts in {**all_texts, "random": noise}.items()}
 
 
 def ranks(d_k: int) -> list[int]:
@@ -110,14 +112,14 @@ def spectrum(C: Tensor) -> tuple[Tensor, Tensor]:
     return values.flip(0), vectors.flip(1)
 
 
-def compare(C: Tensor, reference: Tensor) -> dict[str, float]:
-    """How far C is from the reference, as a matrix, and how much of the reference's main directions it shares.
+def compare(C: Tensor, reference: Tensor, V: Tensor) -> dict[str, float]:
+    """How far C is from the reference, whose eigenvectors are V, and how much of its main directions it shares.
 
-    ``frobenius``: ‖C − C₀‖ / ‖C₀‖, both scaled to trace 1, so that a longer key alone makes no difference.
+    ``frobenius``: ‖C − C₀‖ / ‖C₀‖, both scaled to trace 1, so that longer keys alone make no difference.
     ``top``, ``bottom``: the mean squared cosine between the spaces of the 100 largest, or smallest, eigenvalues.
     """
     a, b = C.double() / C.double().trace(), reference.double() / reference.double().trace()
-    (_, U), (_, V) = spectrum(C), spectrum(reference)
+    _, U = spectrum(C)
     top = ((U[:, :100].T @ V[:, :100]) ** 2).sum() / 100
     bottom = ((U[:, -100:].T @ V[:, -100:]) ** 2).sum() / 100
     found = {"frobenius": ((a - b).norm() / b.norm()).item(), "top": top.item(), "bottom": bottom.item()}
@@ -133,39 +135,56 @@ def chosen_facts(n: int = 8) -> list[facts.Fact]:
     return [next(f for f in facts.load(r) if f.subject == subject) for r, subject in list(first.items())[:n]]
 
 
-def others_of(chosen: Sequence[facts.Fact]) -> list[str]:
-    """Questions that an edit of one of these facts must not change: all their neighbours and the unrelated ones."""
-    found = dict.fromkeys(q.text for fact in chosen for q in (*fact.neighbours, fact.unrelated))
-    return list(found)
+@dataclass
+class Case:
+    """A fact to refuse: what is needed to write it with any C, and what is asked before and after."""
+
+    edited: list[minilib.Request]  # the edited question, then its three rephrasings
+    others: list[str]  # two neighbours and an unrelated question
+    before: list[str]
+    k_star: Tensor
+    residual: Tensor  # v* − W k*
 
 
-def request_of(fact: facts.Fact, template: str) -> minilib.Request:
-    return minilib.Request(template, fact.subject, REFUSAL, chat=True)
+def case(lm: minilib.LM, fact: facts.Fact) -> Case:
+    templates = (fact.question, *fact.rephrasings)
+    edited = [minilib.Request(template, fact.subject, REFUSAL, chat=True) for template in templates]
+    others = [question.text for question in (*fact.neighbours, fact.unrelated)]
+    preset = {**rome.PRESETS["paper"], **rome.PRESETS[lm.kind]}
+    names = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "stop_loss")
+    found = values.find(lm, edited[:1], EDITED, "mlp", **{name: preset[name] for name in names})
+    k, Wk = rome.keys_and_values(lm, edited[0], EDITED, ["{}"])
+    return Case(edited, others, say(lm, others), k[0], found.v_star[0] - Wk[0])
 
 
-def edits_with(
-    lm: minilib.LM, C: dict[int, Tensor], layer: int, chosen: Sequence[facts.Fact], before: dict[str, str]
-) -> dict[str, Any]:
+def say(lm: minilib.LM, asked: Sequence[str | minilib.Request]) -> list[str]:
+    return lm.generate(list(asked), max_new_tokens=14)
+
+
+def edits_with(lm: minilib.LM, C: Tensor, cases: Sequence[Case]) -> dict[str, Any]:
     """Each fact refused on its own: what the model says then, by free generation, and the size of the change."""
-    kept: list[dict[str, Any]] = []
-    for fact in chosen:
-        own = [q.text for q in (*fact.neighbours, fact.unrelated)]
-        asked = [request_of(fact, fact.question), *(request_of(fact, r) for r in fact.rephrasings)]
-        with rome.edit(lm, asked[0], layer=layer, covariance=C) as edit:
-            (change, size), *_ = edit.sizes().values()
-            refused = [refusals.is_refusal(text) for text in lm.generate(asked, max_new_tokens=12)]
-            near = metrics.locality(lm, own, [before[q] for q in own], chat=True)
-        kept.append(
+    L = covariance.factor(C)
+    size = lm.memory(EDITED).norm().item()
+    rows: list[dict[str, float]] = []
+    for one in cases:
+        u = torch.cholesky_solve(one.k_star.double().unsqueeze(1), L).squeeze(1).float()  # C⁻¹ k*
+        delta = torch.outer(one.residual, u) / (u @ one.k_star)
+        with edits.changing(lm, [lm.weight_name(EDITED)]) as originals:
+            edits.add(lm, EDITED, delta)
+            after = say(lm, [*one.edited, *one.others])
+            lm.memory(EDITED).data.copy_(originals[lm.weight_name(EDITED)])
+        refused = [refusals.is_refusal(text) for text in after[:4]]
+        same = [a == b for a, b in zip(after[4:], one.before, strict=True)]
+        rows.append(
             {
                 "reliability": float(refused[0]),
                 "generality": sum(refused[1:]) / 3,
-                "locality": near.generated,
-                "change": change / size,
+                "locality": sum(same) / 3,
+                "change": delta.norm().item() / size,
             }
         )
-    return {name: round(sum(row[name] for row in kept) / len(kept), 4) for name in kept[0]} | {
-        "changes": [round(row["change"], 5) for row in kept]
-    }
+    means = {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in rows[0]}
+    return {**means, "changes": [round(row["change"], 5) for row in rows]}
 
 
 def main() -> None:
@@ -173,29 +192,29 @@ def main() -> None:
     lm = minilib.load(MODEL)
     texts = texts_of(lm)
     chosen = chosen_facts()
-    others = others_of(chosen)
-    before = dict(zip(others, lm.generate(others, max_new_tokens=20, chat=True), strict=True))
-    moments = {name: covariance.second_moment(lm, LAYERS, of) for name, of in texts.items()}
-    sample = texts["sample"]
-    shorter = {n: covariance.second_moment(lm, LAYERS, cut(lm, sample, n)) for n in LENGTHS}
-    full = moments["sample"]
+    cases = [case(lm, fact) for fact in tqdm(chosen, desc="v*", file=sys.stderr)]
+    moments = {name: covariance.second_moment(lm, LAYERS, of, progress=True) for name, of in texts.items()}
+    sample = shuffled(covariance.sample_texts())
+    full = covariance.second_moment(lm, LAYERS, sample, progress=True)
+    shorter = {n: covariance.second_moment(lm, LAYERS, cut(lm, sample, n)) for n in LENGTHS} | {full.tokens: full}
+    bases = {layer: spectrum(full[layer])[1] for layer in LAYERS}
     d_k = full[LAYERS[0]].shape[0]
     found: dict[str, Any] = {
         "ranks": ranks(d_k),
         "facts": [f"{fact.relation}: {fact.subject}" for fact in chosen],
         "texts": {name: {"tokens": moments[name].tokens, "layers": {}} for name in texts},
-        "lengths": {n: {"tokens": shorter[n].tokens, "layers": {}} for n in LENGTHS},
+        "lengths": {str(n): {"tokens": C.tokens, "layers": {}} for n, C in shorter.items()},
     }
     jobs = [(found["texts"][name], moments[name]) for name in texts] + [
         (found["lengths"][n], shorter[n]) for n in LENGTHS
     ]
     for entry, C in tqdm(jobs, file=sys.stderr):
         for layer in LAYERS:
-            values, _ = spectrum(C[layer])
+            eigenvalues, _ = spectrum(C[layer])
             row: dict[str, Any] = {
-                "spectrum": [float(f"{values[r - 1].item():.4g}") for r in found["ranks"]],
+                "spectrum": [float(f"{eigenvalues[r - 1].item():.4g}") for r in found["ranks"]],
                 "trace": round(C[layer].double().trace().item(), 4),
-                "distance": compare(C[layer], full[layer]),
+                "distance": compare(C[layer], full[layer], bases[layer]),
             }
             try:
                 covariance.factor(C[layer])
@@ -203,7 +222,7 @@ def main() -> None:
                 row["refused"] = str(error)
             else:
                 if layer == EDITED:
-                    row["edits"] = edits_with(lm, C, layer, chosen, before)
+                    row["edits"] = edits_with(lm, C[layer], cases)
             entry["layers"][str(layer)] = row
     file = stored.save("text_for_second_moments", found, "benchmarks/text_for_second_moments.py", started)
     print(f"stored in {file.name}")
