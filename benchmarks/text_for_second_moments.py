@@ -206,7 +206,7 @@ def main() -> None:
         "lengths": {str(n): {"tokens": C.tokens, "layers": {}} for n, C in shorter.items()},
     }
     jobs = [(found["texts"][name], moments[name]) for name in texts] + [
-        (found["lengths"][n], shorter[n]) for n in LENGTHS
+        (found["lengths"][str(n)], C) for n, C in shorter.items()
     ]
     for entry, C in tqdm(jobs, file=sys.stderr):
         for layer in LAYERS:
