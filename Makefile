@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help book test serve notebooks links lock clean
+.PHONY: help book test serve notebooks bench links lock clean
 
 help:
 	@echo "make book       run the notebooks that changed and build the site into _build/html"
 	@echo "make test       style, types, unit tests, every notebook, and the built site in a browser"
 	@echo "make serve      build the site and show it on http://localhost:8000 (PORT=... for another port)"
 	@echo "make notebooks  run every notebook and store its outputs in it, to be committed"
+	@echo "make bench      measure speed and memory against a plain loop (six minutes, nothing else running)"
 	@echo "make links      ask every link of the book whether it still leads somewhere"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 	@echo "make clean      remove what these commands made: $(VENV), _build, caches"
@@ -28,6 +29,9 @@ serve: book
 
 notebooks: $(READY)
 	@$(BIN)/python tools/run_notebooks.py
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/speed.py
 
 links: $(READY)
 	@$(BIN)/python tools/build_book.py --committed --builder linkcheck

@@ -6,21 +6,15 @@ does not read the file: it measures. A test and the chapters compare with it.
 Run: python benchmarks/known_facts.py (about two minutes on 2 cores)
 """
 
-import datetime
 import json
 import math
-import platform
 import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 import minilib
-from minilib import facts
+from minilib import facts, stored
 
 MODEL = "smollm2-135m"
 FILE = Path(facts.DATA).with_name(f"known_{MODEL}.json")
@@ -51,9 +45,8 @@ def main() -> None:
         if fact.answered_by(text):
             p = round(probability(lm, fact, text), 3)
             rows.append({"relation": fact.relation, "subject": fact.subject, "said": text, "probability": p})
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    made = stored.provenance("benchmarks/known_facts.py", began)
     counts = {r: f"{sum(row['relation'] == r for row in rows)}/{len(facts.load(r))}" for r in facts.RELATIONS}
-    versions = {"python": platform.python_version()} | {m.__name__: m.__version__ for m in (torch, transformers)}
     about = {
         "model": MODEL,
         "fingerprint": lm.fingerprint,
@@ -61,12 +54,12 @@ def main() -> None:
         "known": len(rows),
         "known_by_relation": counts,
         "provenance": {
-            "script": "benchmarks/known_facts.py",
+            "script": made["script"],
             "minilib": minilib.__version__,
-            "commit": commit.stdout.strip(),
-            "date": datetime.date.today().isoformat(),
-            "seconds": round(time.perf_counter() - began),
-            "versions": versions,
+            "commit": made["commit"],
+            "date": made["made"],
+            "seconds": made["seconds"],
+            "versions": made["versions"],
         },
     }
     lines = ",\n    ".join(json.dumps(row, ensure_ascii=False) for row in rows)

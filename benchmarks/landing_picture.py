@@ -6,16 +6,11 @@ probabilities are kept. Run: python benchmarks/landing_picture.py (a minute on 2
 
 import html
 import json
-import platform
-import subprocess
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
-import transformers
-
 import minilib
+from minilib import stored
 
 STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
 STRENGTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
@@ -105,22 +100,8 @@ def page(rows: list[dict]) -> str:
 
 
 def provenance(start: float) -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    made = datetime.now(UTC).strftime("%Y-%m-%d")
-    return {
-        "made": made,
-        "commit": commit,
-        "versions": versions,
-        "seconds": round(time.perf_counter() - start),
-        "seed": 0,
-    }
+    made = stored.provenance("benchmarks/landing_picture.py", start)
+    return {name: made[name] for name in ("made", "commit", "versions", "seconds", "seed")}
 
 
 def main() -> None:

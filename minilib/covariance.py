@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from filelock import FileLock
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -23,12 +24,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import hooks
-from .lm import LM, check_lm
+from .lm import LM, check_lm, fingerprint_of
 from .packaged import cache_folder, made
 
 TEXTS = Path(__file__).parent / "data" / "text"
 WINDOW = 512  # a longer text is read in windows of so many tokens
-BATCH_TOKENS = 4096  # tokens run together
+BATCH_TOKENS = 2048  # tokens run together: few enough that what a block computes stays in the processor's cache
 
 
 class SecondMoments(dict[int, Tensor]):
@@ -90,7 +91,11 @@ def sample_texts(name: str = "smollm2-135m") -> list[str]:
 
 @torch.no_grad()
 def second_moment(
-    lm: LM, layers: Sequence[int] | int, texts: Iterable[str] | None = None, progress: bool = False
+    lm: LM,
+    layers: Sequence[int] | int,
+    texts: Iterable[str] | None = None,
+    progress: bool = False,
+    together: bool = True,
 ) -> SecondMoments:
     """C = mean of k kᵀ over the tokens of a text, for several layers in one pass.
 
@@ -103,17 +108,29 @@ def second_moment(
         By default the sample text that comes with the library for this model (SmolLM2's for any other).
     progress : bool, default False
         Show a progress bar.
+    together : bool, default True
+        Where ``torch.distributed`` is initialised, divide the text among the processes; all return the same.
 
     Returns
     -------
     SecondMoments
-        {layer: (d_k, d_k) float32}. Products are summed in float32 within a batch of some thousand tokens
+        {layer: (d_k, d_k) float32}. Products are summed in float32 within a batch of two thousand tokens
         and in float64 across batches, so the error does not grow with the text.
 
     Raises
     ------
     TypeError, ValueError
-        When ``texts`` is one bare string, empty, or holds no tokens, or a layer does not exist.
+        When ``texts`` is one bare string, empty, or holds no tokens, a layer does not exist, or the processes
+        were not all given the same model, layers and texts.
+
+    Examples
+    --------
+    A script for ``torchrun --nproc-per-node 2 script.py``, with ``lm`` loaded as everywhere::
+
+        torch.distributed.init_process_group("gloo")
+        C = covariance.second_moment(lm, [4, 5, 6, 7, 8], texts)
+        if torch.distributed.get_rank() == 0:
+            C.save("C.safetensors")
     """
     check_lm(lm)
     layers = check_layers(lm, layers)
@@ -133,11 +150,14 @@ def second_moment(
     if not windows:
         raise ValueError("texts holds no tokens: give at least one text that is not empty")
     windows.sort(key=len)  # little padding in a batch
-    width = [lm.memory(layer).shape[1] for layer in layers]
-    sums = [torch.zeros(d, d, dtype=torch.float64, device=lm.device) for d in width]
+    n = sum(map(len, windows))
+    rank, processes = _place(lm, layers, texts) if together else (0, 1)
+    mine = windows[rank::processes]
+    sizes = [lm.memory(layer).shape[1] for layer in layers]
+    sums = [torch.zeros(d_k, d_k, dtype=torch.float64, device=lm.device) for d_k in sizes]
     modules = {layer: lm.down_projection(layer) for layer in layers}
-    with tqdm(total=sum(map(len, windows)), unit="token", desc="second moments", disable=not progress) as bar:
-        for rows in _batches(windows):
+    with tqdm(total=sum(map(len, mine)), unit="token", desc="second moments", disable=not progress) as bar:
+        for rows in _batches(mine):
             batch = lm.batch(rows)
             with hooks.read(modules, at="input", stop=True) as keys:
                 lm.model(**batch, use_cache=False)
@@ -146,7 +166,9 @@ def second_moment(
                 k = keys[layer].reshape(*real.shape, -1)[real].float()  # (tokens, d_k): padding never counts
                 total += k.T @ k
             bar.update(sum(map(len, rows)))
-    n = sum(map(len, windows))
+    if processes > 1:
+        for total in sums:
+            distributed.all_reduce(total)
     moments = {layer: (total / n).float() for layer, total in zip(layers, sums, strict=True)}
     return SecondMoments(moments, lm.fingerprint, n, _digest(texts))
 
@@ -212,12 +234,9 @@ def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
         When C is singular, as it is when computed from fewer tokens than it has dimensions.
     """
     L, info = torch.linalg.cholesky_ex(C.double())
-    diagonal = L.diagonal()
-    # Below the precision that C came in, a pivot is only rounding.
-    if (
-        info.item()
-        or (diagonal.min() / diagonal.max()) ** 2 < torch.finfo(torch.promote_types(C.dtype, torch.float32)).eps
-    ):
+    pivots = L.diagonal() ** 2
+    rounding = torch.finfo(torch.promote_types(C.dtype, torch.float32)).eps  # of C as it came: no pivot below is real
+    if info.item() or pivots.min() / pivots.max() < rounding:
         raise ValueError(
             f"covariance is singular: {C.shape[0]} directions need more than as many tokens of varied text; "
             "give more texts, or add a small multiple of the identity"
@@ -258,7 +277,7 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
         missing = [layer for layer in layers if layer not in found]
         if missing:
             with lm.unedited():
-                new = second_moment(lm, missing, texts)
+                new = second_moment(lm, missing, texts, together=False)  # another process may wait for the lock
             for layer in missing:
                 found[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
                 scratch = files[layer].with_suffix(".new")
@@ -266,6 +285,19 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
                 scratch.replace(files[layer])
     one = found[layers[0]]
     return SecondMoments({layer: found[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
+
+
+def _place(lm: LM, layers: list[int], texts: list[str]) -> tuple[int, int]:
+    """This process's rank and how many there are; an error in each of them where they were asked different things."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    rank, processes = distributed.get_rank(), distributed.get_world_size()
+    asked: list[Any] = [None] * processes
+    distributed.all_gather_object(asked, {"lm": fingerprint_of(lm.model), "layers": layers, "texts": _digest(texts)})
+    for name, mine in asked[rank].items():
+        if any(other[name] != asked[0][name] for other in asked):
+            raise ValueError(f"{name} must be the same in all {processes} processes, or together=False; here {mine}")
+    return rank, processes
 
 
 def _default_texts(lm: LM) -> list[str]:

@@ -112,7 +112,7 @@ class LM:
         self.edits: list[Any] = []
         for layer in range(len(self.blocks)):
             _check_memory(self.down_projection(layer), self.weight_name(layer))
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint = fingerprint_of(model)
 
     # ---- where things are -------------------------------------------------------------------------
 
@@ -596,7 +596,7 @@ def _check_memory(module: nn.Module, name: str) -> None:
         )
 
 
-def _fingerprint(model: nn.Module) -> str:
+def fingerprint_of(model: nn.Module) -> str:
     """A hash over the names, shapes and a spread sample of every parameter: quick, and any edit shows in it."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

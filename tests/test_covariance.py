@@ -1,10 +1,15 @@
 """Second moments: the mean of k kᵀ over real tokens, computed once, kept, and checked before they are used."""
 
+import json
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import random_lm, weights
+from models import REFERENCE, random_lm, weights
 
 import minilib
 from minilib import covariance, hooks
@@ -89,6 +94,24 @@ def test_the_error_does_not_grow_with_the_text(llama):
         assert_close(second_moment(llama, [1], short * repeated)[1], expected)
 
 
+def test_sums_in_float32_alone_would_lose_what_float64_keeps(llama):
+    """The same products, added one token after another: in float32 the error grows with the text, ours stays."""
+    with hooks.read({0: llama.down_projection(1)}, at="input") as keys, torch.no_grad():
+        llama.model(torch.tensor([llama.tokenizer(TEXTS[2])["input_ids"]]))
+    k = keys[0].reshape(-1, 96)
+    exact = k.double().T @ k.double() / len(k)
+    naive, errors, count = torch.zeros(96, 96), [], 0
+    for repetitions in (1, 40):
+        for row in k.repeat(repetitions, 1):
+            naive += torch.outer(row, row)
+            count += 1
+        errors.append(((naive.double() / count - exact).norm() / exact.norm()).item())
+    texts = [TEXTS[2]] * 41
+    ours = ((second_moment(llama, 1, texts)[1].double() - exact).norm() / exact.norm()).item()
+    assert errors[1] > 3 * errors[0], errors
+    assert ours < 1e-6 and ours < errors[1] / 5, (ours, errors)
+
+
 @pytest.mark.parametrize("layers", [range(1, 3), (1, 2), [1, 2], iter([1, 2])])
 def test_layers_may_be_any_iterable(llama, layers):
     assert list(second_moment(llama, layers, TEXTS[:1])) == [1, 2]
@@ -113,6 +136,65 @@ def test_the_weights_and_the_progress_bar_are_left_alone(llama, capsys):
     assert capsys.readouterr().err == ""
     second_moment(llama, 1, TEXTS, progress=True)
     assert "second moments" in capsys.readouterr().err
+
+
+# ---- several processes ----
+
+SCRIPT = """
+import json, sys
+import torch.distributed as distributed
+import minilib
+from minilib import covariance
+
+folder, case, texts = *sys.argv[1:3], json.loads(sys.argv[3])
+distributed.init_process_group("gloo")
+rank = distributed.get_rank()
+lm, layers = minilib.load(folder), [0, 3]
+if case == "texts" and rank:
+    texts = texts[1:]
+if case == "layers" and rank:
+    layers = [0, 2]
+if case == "lm" and rank:
+    lm.memory(1).data.mul_(2)
+try:
+    C = covariance.second_moment(lm, layers, texts)
+    alone = covariance.second_moment(lm, layers, texts[: rank + 1], together=False)  # each its own, none waits
+    assert alone.tokens == sum(len(lm.encode(text).ids) for text in texts[: rank + 1])
+    C.save(f"{sys.argv[4]}/{rank}.safetensors")
+except ValueError as error:
+    open(f"{sys.argv[4]}/{rank}.txt", "w").write(str(error))
+distributed.destroy_process_group()
+"""
+
+
+def torchrun(folder, case, texts):
+    """Two processes; what each computed, or the message of its error."""
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    arguments = [folder / "script.py", REFERENCE / "model", case, json.dumps(texts), folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REFERENCE.parents[2])}
+    ran = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240)
+    assert ran.returncode == 0, ran.stderr
+    return [
+        covariance.load(file) if file.suffix == ".safetensors" else file.read_text()
+        for file in sorted([*folder.glob("?.safetensors"), *folder.glob("?.txt")])
+    ]
+
+
+@pytest.mark.parametrize("texts", [TEXTS[:4], TEXTS[1:2]], ids=["several", "one text, so one process has none"])
+def test_two_processes_find_what_one_finds(llama, tmp_path, texts):
+    first, second = torchrun(tmp_path, "equal", texts)
+    expected = second_moment(llama, [0, 3], texts)
+    assert (first.tokens, first.text, first.fingerprint) == (expected.tokens, expected.text, expected.fingerprint)
+    for layer in (0, 3):
+        assert torch.equal(first[layer], second[layer])
+        assert_close(first[layer], expected[layer].double())
+
+
+@pytest.mark.parametrize("name", ["lm", "layers", "texts"])
+def test_processes_that_were_given_different_things_all_say_so(tmp_path, name):
+    messages = torchrun(tmp_path, name, TEXTS[:3])
+    assert len(messages) == 2 and all(m.startswith(f"{name} must be the same in all 2 processes") for m in messages)
 
 
 # ---- the sample text, and what is kept ----
@@ -140,7 +222,7 @@ def test_left_out_it_is_computed_once_and_kept(llama, cache, monkeypatch):
     expected = second_moment(llama, [1, 2])
     found = take(llama, None, [1, 2])
     assert [file.name for file in files(cache)] == [f"{llama.fingerprint}-{layer}.safetensors" for layer in (1, 2)]
-    monkeypatch.setattr(covariance, "second_moment", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(covariance, "second_moment", lambda *_, **__: pytest.fail("computed again"))
     again = take(llama, None, [1, 2])
     for layer in (1, 2):
         assert torch.equal(found[layer], expected[layer]) and torch.equal(again[layer], expected[layer])
@@ -150,7 +232,7 @@ def test_only_the_layers_that_are_missing_are_computed(llama, cache, monkeypatch
     take(llama, None, [2])
     asked, compute = [], covariance.second_moment
     monkeypatch.setattr(
-        covariance, "second_moment", lambda lm, layers, *a: asked.append(layers) or compute(lm, layers, *a)
+        covariance, "second_moment", lambda lm, layers, *a, **k: asked.append(layers) or compute(lm, layers, *a, **k)
     )
     assert list(take(llama, None, [1, 2, 3])) == [1, 2, 3]
     assert asked == [[1, 3]]

@@ -1,0 +1,364 @@
+"""How fast the library is, against a plain loop written here and against the work that nobody can avoid.
+
+Each measurement runs both in turn, again and again in one process, and checks that they find the same. The plain loop
+does what research code does: at each step the whole model runs, forward and backward, for one request; second moments
+take one pass of the whole model for each layer, with products in float64. The floor is that part of the work which
+remains however the program is written, done by calling the model's own modules with nothing around them.
+
+Run: python benchmarks/speed.py [--quick] [--full] [--store] (`make bench`; about six minutes on 2 cores)
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import minilib
+from minilib import covariance, facts, rome, stored, values
+
+MODEL = "smollm2-135m"
+LAYERS = [4, 5, 6, 7, 8]
+TOKENS = 47_000  # of text for second moments
+REFUSAL = "I don't know."
+TOWER = minilib.Request("The {} is located in the city of", "Eiffel Tower", " Rome")
+CAPITAL = minilib.Request("What is the capital of {}?", "France", REFUSAL, chat=True)
+TARGETS = {"plain": 1.3, "chat": 3, "batch": 6, "moments": 5}  # at least so many times as fast
+NAMES = {"plain": "plain loop", "ours": "minilib", "floor": "floor"}
+JOBS = {"moments": "second moments of 5 layers", "batch": "8 chat refusals in one batch"}
+MEMORY_TARGET = 1.2  # GB above the loaded model, at most
+
+
+# ---- the plain loops -----------------------------------------------------------------------------
+
+
+def plain_search(lm: minilib.LM, request: minilib.Request, layer: int, place: str, settings: dict[str, Any]) -> Tensor:
+    """v* of one request: at each step the whole model, forward and backward, on prompt and KL prompt."""
+    module = lm.down_projection(layer) if place == "mlp" else lm.blocks[layer]
+    ids, subject = lm.encode_request(request)
+    target = lm.encode_target(request.target)
+    about, of_about = lm.encode_request(minilib.Request("{} is a", request.subject, request.target))
+    batch = lm.batch([ids + target[:-1], about])
+    at, rows = torch.tensor([subject, of_about]), torch.tensor([0, 1])
+    wanted, first = torch.tensor(target), len(ids) - 1
+    delta = torch.zeros(lm.model.config.hidden_size, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=settings["lr"])
+    v0: Tensor | None = None
+    original: Tensor | None = None
+
+    def add(_: Any, __: Any, output: Any) -> Any:
+        nonlocal v0
+        value = (output[0] if isinstance(output, tuple) else output).clone()
+        if v0 is None:
+            v0 = value[0, subject].detach().clone()
+        value[rows, at] += delta
+        return (value, *output[1:]) if isinstance(output, tuple) else value
+
+    handle = module.register_forward_hook(add)
+    for step in range(settings["steps"]):
+        adam.zero_grad()
+        log_p = lm.model(**batch, use_cache=False).logits.log_softmax(-1)
+        said = log_p[0, first : first + len(target)].gather(1, wanted.unsqueeze(1))
+        now = log_p[1, of_about]
+        original = now.detach() if original is None else original
+        loss = -said.mean() + settings["kl_factor"] * (now.exp() * (now - original)).sum()
+        loss = loss + settings["weight_decay"] * delta.norm() / v0.norm() ** 2
+        if step == settings["steps"] - 1 or loss.item() < settings["stop_loss"]:
+            break
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            delta *= (settings["clamp_factor"] * v0.norm() / delta.norm()).clamp(max=1)
+    handle.remove()
+    return v0 + delta.detach()
+
+
+@torch.no_grad()
+def plain_moments(lm: minilib.LM, layers: Sequence[int], texts: Sequence[str], stop: bool = False) -> dict[int, Tensor]:
+    """One pass a layer, products in float64. The whole model runs, or with ``stop`` only what lies below the layer."""
+    rows = sorted((lm.encode(text).ids for text in texts), key=len)
+    found = {}
+    for layer in layers:
+        d_k = lm.memory(layer).shape[1]
+        total, count, keys = torch.zeros(d_k, d_k, dtype=torch.float64), 0, []
+
+        def keep(_: Any, args: Any, keys: list = keys) -> None:
+            keys.append(args[0])
+            if stop:
+                raise StopIteration
+
+        handle = lm.down_projection(layer).register_forward_pre_hook(keep)
+        for start in range(0, len(rows), 16):
+            batch = lm.batch(rows[start : start + 16])
+            try:
+                lm.model(**batch, use_cache=False)
+            except StopIteration:
+                pass
+            k = keys.pop()[batch["attention_mask"].bool()].double()
+            total += k.T @ k
+            count += len(k)
+        handle.remove()
+        found[layer] = total / count
+    return found
+
+
+# ---- the floors ----------------------------------------------------------------------------------
+
+
+def search_floor(
+    lm: minilib.LM, requests: Sequence[minilib.Request], layer: int, settings: dict[str, Any]
+) -> Callable[[], None]:
+    """Forward and backward through the blocks above the layer and the head, on the tokens that δ reaches, each step.
+
+    No padding, no attention to what lies left of the subject, no loss, no update; the head runs where a token is asked.
+    """
+    tokens = asked = 0
+    for request in requests:
+        ids, subject = lm.encode_request(request)
+        n = len(lm.encode_target(request.target))
+        tokens += len(ids) - subject + n - 1 + 1  # the target's last token is not read; one for the KL prompt
+        asked += n + 1
+    hidden = torch.randn(1, tokens, lm.model.config.hidden_size)
+    places = lm.model.model.rotary_emb(hidden, torch.arange(tokens)[None])
+
+    def run() -> None:
+        for step in range(settings["steps"]):
+            x = start = hidden.clone().requires_grad_(step < settings["steps"] - 1)
+            for block in lm.blocks[layer + 1 :]:
+                x = block(x, position_embeddings=places)
+            total = lm.head(lm.norm(x[:, :asked])).sum()
+            if start.requires_grad:
+                total.backward()
+
+    return run
+
+
+def moments_floor(lm: minilib.LM, layers: Sequence[int], tokens: int) -> Callable[[], None]:
+    """The blocks up to the last layer and one product a layer in float32, on so many tokens, in rows of 128."""
+    hidden = torch.randn(16, 128, lm.model.config.hidden_size)
+    k = torch.randn(hidden.shape[0] * hidden.shape[1], lm.memory(layers[0]).shape[1])
+    places = lm.model.model.rotary_emb(hidden, torch.arange(128)[None])
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(max(1, round(tokens / len(k)))):
+            x = hidden
+            for block in lm.blocks[: layers[-1] + 1]:
+                x = block(x, position_embeddings=places)
+            for _ in layers:
+                k.T @ k
+
+    return run
+
+
+# ---- measuring -----------------------------------------------------------------------------------
+
+
+def seconds(function: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def in_turn(functions: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Each function so often, one after the other, so that what slows the machine down slows all of them."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    results = {}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            spent, results[name] = seconds(function)
+            times[name].append(spent)
+    return times, results
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+def summary(what: str, times: dict[str, list[float]], error: float, **more: Any) -> dict[str, Any]:
+    """Seconds of each, and how many times as long as ours the others took, pair by pair."""
+    ours = times["ours"]
+    return {
+        "what": what,
+        "seconds": {name: [round(x, 4) for x in spent] for name, spent in times.items()},
+        "ratio": [round(p / o, 3) for p, o in zip(times["plain"], ours, strict=True)],
+        "ours_to_floor": round(statistics.median(o / f for o, f in zip(ours, times["floor"], strict=True)), 3),
+        "relative_error": float(f"{error:.1e}"),
+        **more,
+    }
+
+
+def search(
+    lm: minilib.LM, what: str, requests: list[minilib.Request], layer: int, place: str, repeats: int, steps: int | None
+) -> dict[str, Any]:
+    """The search for v*: all requests as one batch, against one at a time by the plain loop; same number of steps."""
+    preset = {**rome.PRESETS["paper"], **rome.PRESETS[lm.kind]}
+    names = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor")
+    settings = {name: preset[name] for name in names} | {"stop_loss": 0.0}  # never reached: all take the same steps
+    settings["steps"] = steps or settings["steps"]
+    functions = {
+        "plain": lambda: torch.stack([plain_search(lm, r, layer, place, settings) for r in requests]),
+        "ours": lambda: values.find(lm, requests, layer, place, **settings).v_star,
+        "floor": search_floor(lm, requests, layer, settings),
+    }
+    times, found = in_turn(functions, repeats)
+    error = max(distance(a, b) for a, b in zip(found["ours"], found["plain"], strict=True))
+    assert error <= 1e-3, f"{what}: the plain loop finds another v*, {error:.1e} away"
+    return summary(what, times, error, steps=settings["steps"], layer=layer, requests=len(requests))
+
+
+def moments_text(lm: minilib.LM) -> list[str]:
+    """The sample text, from its beginning again until there are enough tokens."""
+    texts, tokens = covariance.sample_texts(), 0
+    lengths = [len(lm.encode(text).ids) for text in texts]
+    chosen = []
+    while tokens < TOKENS:
+        i = len(chosen) % len(texts)
+        chosen.append(texts[i])
+        tokens += lengths[i]
+    return chosen
+
+
+def moments(lm: minilib.LM, repeats: int, full: bool) -> dict[str, Any]:
+    """Second moments of five layers: pairs on a twentieth of the text each, then all of it."""
+    texts = moments_text(lm)
+    parts = [texts[i::20] for i in range(20)]
+    tokens = round(TOKENS / 20)
+    times: dict[str, list[float]] = {}
+    error = 0.0
+    for i in range(repeats):
+        part = parts[i % 20]
+        functions = {
+            "plain": lambda part=part: plain_moments(lm, LAYERS, part),
+            "stopping": lambda part=part: plain_moments(lm, LAYERS, part, stop=True),
+            "ours": lambda part=part: covariance.second_moment(lm, LAYERS, part),
+            "floor": moments_floor(lm, LAYERS, tokens),
+        }
+        spent, found = in_turn(functions, 1)
+        for name, once in spent.items():
+            times.setdefault(name, []).extend(once)
+        error = max(error, *(distance(found["ours"][layer], found["plain"][layer]) for layer in LAYERS))
+    assert error <= 1e-5, f"the plain loop finds other second moments, {error:.1e} away"
+    whole: dict[str, float] = {}
+    whole["ours"], C = seconds(lambda: covariance.second_moment(lm, LAYERS, texts))
+    if full:
+        whole["plain"], _ = seconds(lambda: plain_moments(lm, LAYERS, texts))
+    more = {"layers": LAYERS, "tokens": C.tokens, "tokens_a_pair": tokens}
+    more["ratio_stopping"] = [round(s / o, 3) for s, o in zip(times["stopping"], times["ours"], strict=True)]
+    more["whole_text"] = {name: round(spent, 2) for name, spent in whole.items()}
+    return summary("second moments, 5 layers", times, error, **more)
+
+
+def eight(lm: minilib.LM) -> list[minilib.Request]:
+    """Refusals of the first eight facts about capitals."""
+    return [minilib.Request(f.question, f.subject, REFUSAL, chat=True) for f in facts.load("capital")[:8]]
+
+
+MEASURES = {
+    "plain": lambda lm, n, full: search(lm, "ROME, plain prompt", [TOWER], 5, "mlp", n, None),
+    "chat": lambda lm, n, full: search(lm, "ROME, chat refusal", [CAPITAL], 4, "mlp", n, None),
+    "batch": lambda lm, n, full: search(
+        lm, "8 chat refusals, one batch", eight(lm), LAYERS[-1], "block", min(n, 3), 20
+    ),
+    "moments": lambda lm, n, full: moments(lm, min(n, 3), full),
+}
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def memory_of(job: str) -> dict[str, float]:
+    """In a process of its own: resident memory (GB) of the loaded model, and what the job adds at its highest."""
+    script = [sys.executable, __file__, "--memory-job", job]
+    ran = subprocess.run(script, capture_output=True, text=True, check=True)
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def memory_job(job: str) -> None:
+    """Load the model, run it once so that all of it is there, then the job; print both numbers."""
+    import psutil  # comes with accelerate
+
+    lm = minilib.load(MODEL, progress=False)
+    lm.generate("Hello", max_new_tokens=1)
+    loaded = psutil.Process().memory_info().rss / 1e9
+    if job == "moments":
+        covariance.second_moment(lm, LAYERS)
+    else:
+        names = ("lr", "weight_decay", "clamp_factor", "kl_factor")
+        preset = {**rome.PRESETS["paper"], **rome.PRESETS[lm.kind]}
+        values.find(lm, eight(lm), LAYERS[-1], "block", steps=3, **{name: preset[name] for name in names})
+    # Kilobytes, on macOS bytes. A peak while loading that was higher makes the number too large, never too small.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6 / 1.024)
+    print(json.dumps({"loaded": round(loaded, 3), "above": round(peak - loaded, 3)}))
+
+
+# ---- showing -------------------------------------------------------------------------------------
+
+
+def quartiles(x: Sequence[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    if len(x) == 1:
+        return x[0], x[0], x[0]
+    low, middle, high = statistics.quantiles(x, n=4, method="inclusive")
+    return low, middle, high
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as aligned text: medians, and quartiles in brackets."""
+    rows = [["", "plain loop", "minilib", "floor", "times as fast", "target", "minilib / floor"]]
+    for key, row in found["measures"].items():
+        spent = {name: "{1:.2f} s [{0:.2f}–{2:.2f}]".format(*quartiles(x)) for name, x in row["seconds"].items()}
+        ratio = "{1:.1f} [{0:.1f}–{2:.1f}]".format(*quartiles(row["ratio"]))
+        target = f"≥ {TARGETS[key]}"
+        rows.append(
+            [row["what"], spent["plain"], spent["ours"], spent["floor"], ratio, target, f"{row['ours_to_floor']:.2f}"]
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for key, row in found["measures"].items():
+        if key == "moments":
+            ratio = "{1:.1f} [{0:.1f}–{2:.1f}]".format(*quartiles(row["ratio_stopping"]))
+            lines.append(f"second moments against one pass a layer that stops at the layer: {ratio} times as fast")
+            whole = ", ".join(f"{NAMES[name]} {spent:.0f} s" for name, spent in row["whole_text"].items())
+            lines.append(f"second moments of all {row['tokens']} tokens, once: {whole}")
+    for job, m in found["memory"].items():
+        gb = f"{m['above']:.2f} GB above the loaded model's {m['loaded']:.2f}"
+        lines.append(f"memory, {JOBS[job]}: {gb} (at most {MEMORY_TARGET})")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="two pairs each instead of five or three")
+    parser.add_argument("--full", action="store_true", help="the plain second moments on all of the text too, once")
+    parser.add_argument("--store", action="store_true", help="keep the results for the page on performance")
+    parser.add_argument("--only", choices=list(MEASURES), help="one measurement alone")
+    parser.add_argument("--memory-job", choices=list(JOBS), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_job:
+        memory_job(options.memory_job)
+        return
+    started = time.perf_counter()
+    lm = minilib.load(MODEL)
+    lm.model.requires_grad_(False)  # the plain loop too is spared the gradients of weights
+    values.find(lm, [TOWER], 5, "mlp", steps=2, lr=0.5, weight_decay=0.5, clamp_factor=4.0, kl_factor=0.0625)  # warm up
+    found: dict[str, Any] = {"measures": {}, "memory": {}}
+    for key in [options.only] if options.only else MEASURES:
+        print(f"[{time.perf_counter() - started:3.0f} s] {key}", file=sys.stderr, flush=True)
+        found["measures"][key] = MEASURES[key](lm, 2 if options.quick else 5, options.full)
+    if not options.only:
+        found["memory"] = {job: memory_of(job) for job in JOBS}
+    print(f"{torch.get_num_threads()} threads, {time.perf_counter() - started:.0f} seconds\n{table(found)}")
+    if options.store:
+        print(f"stored in {stored.save('speed', found, 'benchmarks/speed.py', started).name}")
+
+
+if __name__ == "__main__":
+    main()
