@@ -290,8 +290,8 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 def add(lm: LM, layer: int, delta: Tensor) -> Tensor:
     """W ← W + Δ at one layer, Δ as (d_out, d_k); computed in float32 and rounded to the weight's type.
 
-    In half precision each changed weight is off by at most half a unit in its last place: 2⁻⁹ of its size in
-    bfloat16 and 2⁻¹² in float16, so a Δ that is smaller than that at some weight leaves it as it was.
+    In half precision each changed weight is off by at most half a unit in its last place: 2⁻⁸ of its size in
+    bfloat16 and 2⁻¹¹ in float16, so a Δ that is smaller than that at some weight leaves it as it was.
 
     Returns
     -------

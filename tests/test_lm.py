@@ -333,3 +333,13 @@ def test_tinyworld_is_always_there_and_has_a_preset(tinyworld):
     assert tinyworld.kind in minilib.rome.PRESETS and not tinyworld.has_chat
     with pytest.raises(ValueError, match="does not know the word"):
         tinyworld.generate("Photosynthesis is")
+
+
+def test_top_k_draws_among_the_likeliest_only(llama):
+    prompt = "The capital of France is"
+    likely = llama.logprobs(prompt)[0].topk(2).indices.tolist()
+    words = {llama.generate(prompt, max_new_tokens=1, temperature=5.0, top_k=2, seed=seed) for seed in range(12)}
+    ids = llama.encode(prompt).ids
+    assert words == {llama._continuation(ids, [token]) for token in likely}
+    with pytest.raises(ValueError, match="top_k must be a whole number of at least 0, not -1"):
+        llama.generate(prompt, temperature=1.0, top_k=-1)
