@@ -4,7 +4,7 @@ The facts are the surest of those that trace_average.json holds, as far as the m
 relation at most. Two kinds of edits: a false completion ("The capital of South Korea is" → " Bangkok"), as in the
 papers on locating and editing, and, for every second fact, a refusal in chat. Free generation decides; the
 probability of the target stands beside it.
-Run: python benchmarks/edit_every_layer.py (about twenty minutes on one core that nobody else uses, after trace_average.py)
+Run: python benchmarks/edit_every_layer.py (about twenty minutes on a free core, after trace_average.py)
 """
 
 import sys
