@@ -4,7 +4,7 @@ The facts are the surest of those that trace_average.json holds, as far as the m
 relation at most. Two kinds of edits: a false completion ("The capital of South Korea is" → " Bangkok"), as in the
 papers on locating and editing, and, for every second fact, a refusal in chat. Free generation decides; the
 probability of the target stands beside it.
-Run: python benchmarks/edit_every_layer.py (about a quarter of an hour on one core, after trace_average.py)
+Run: python benchmarks/edit_every_layer.py (about twenty minutes on a free core, after trace_average.py)
 """
 
 import sys
@@ -16,7 +16,7 @@ from typing import Any
 import minilib
 from minilib import covariance, facts, metrics, refusals, stored
 
-MODEL, FACTS = "smollm2-135m", 8
+MODEL, FACTS = "smollm2-135m", 6
 PREFIXES = ("Everyone knows this. {}", "He wrote in his notebook: {}", "A question from a quiz. {}")
 WORDS = 12  # tokens of an answer that are looked at
 

@@ -10,7 +10,7 @@ from models import assert_same_weights, random_lm, weights
 from test_hooks import hooks_left
 
 import minilib
-from minilib import Request, hooks, tracing
+from minilib import Request, hooks, stored, tracing
 
 REQUEST = Request("The capital of {} is the town of", "Mira Okafor", " Rome")
 FIRST = Request("{} is the capital of", "Rome", " France")  # nothing stands left of the subject
@@ -234,3 +234,24 @@ def test_smollm2_has_the_fact_at_the_subject_and_at_the_end(smollm2):
     assert trace.effect[25, trace.subject[1] - 1] < 0.1
     lens = tracing.logit_lens(smollm2, request)
     assert lens.words[-1][-1] == " Paris" and lens.rank[0, -1] > 100
+
+
+def test_the_stored_average_is_that_of_its_facts():
+    found = stored.load("trace_average")
+    rows = found["facts"]
+    assert len(rows) == 30 and len({(row["relation"], row["subject"]) for row in rows}) == 30
+    assert found["provenance"]["script"] == "benchmarks/trace_average.py"
+    for kind, by_place in found["average"].items():
+        for place in ("last subject token", "last token"):
+            curves = torch.tensor([row[kind][place] for row in rows])
+            torch.testing.assert_close(torch.tensor(by_place[place]["mean"]), curves.mean(0), rtol=0, atol=2e-4)
+            torch.testing.assert_close(torch.tensor(by_place[place]["sd"]), curves.std(0), rtol=0, atol=2e-4)
+
+
+def test_the_stored_edits_are_of_traced_facts():
+    found = stored.load("edit_every_layer")
+    traced = {(row["relation"], row["subject"]) for row in stored.load("trace_average")["facts"]}
+    for row in found["completion"] + found["refusal"]:
+        assert (row["relation"], row["subject"]) in traced
+        for name in ("reliability", "generality", "locality", "probability"):
+            assert len(row[name]) == len(found["layers"]) and all(0 <= x <= 1 for x in row[name])
