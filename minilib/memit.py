@@ -148,7 +148,8 @@ def spread(K1: Float[Tensor, "d_k n"], L: Float[Tensor, "d_k d_k"], covariance_w
     gram = K1.T @ S
     gram.diagonal().add_(covariance_weight)  # λI + K₁ᵀC⁻¹K₁
     root, info = torch.linalg.cholesky_ex(gram)
-    if info.item():
+    pivots = root.diagonal() ** 2
+    if info.item() or pivots.min() < 1e-10 * pivots.max():  # keys come in float32: nearer than that is the same
         raise ValueError(
             f"covariance_weight {covariance_weight} is too small for requests whose keys are the same (prompts that "
             "agree up to the subject's last token): raise it, or write them one after another"

@@ -34,6 +34,7 @@ from .requests import SLOT, Request
 
 Place = Literal["mlp", "block"]
 KL_PROMPT = "{} is a"
+ONE_PASS = 32  # tokens: up to so many, prompts and KL prompts are run together
 SEARCH = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "contexts", "stop_loss")  # find's settings
 
 
@@ -141,9 +142,10 @@ class Objective:
         kl_factor: float,
         contexts: Sequence[str] = (SLOT,),
     ) -> None:
-        self.lm, self.weight_decay, self.kl_factor, self.contexts = lm, weight_decay, kl_factor, len(contexts)
+        self.lm, self.weight_decay, self.kl_factor = lm, weight_decay, kl_factor
+        self.requests, self.contexts = len(requests), len(contexts)
         rows: list[tuple[list[int], list[int]]] = []  # prefix and suffix
-        subjects: list[tuple[list[int], list[int]]] = []
+        about: list[tuple[list[int], list[int]]] = []  # the same of KL prompts
         asked: list[tuple[int, int, int, int, float]] = []  # row, column, token to predict, request, weight
         for i, request in enumerate(requests):
             target = lm.encode_target(request.target)
@@ -155,22 +157,27 @@ class Objective:
                 asked += [(len(rows), first + j, token, i, weight) for j, token in enumerate(target)]
                 rows.append((ids[:subject], ids[subject:] + target[:-1]))
             ids, subject = lm.encode_request(Request(KL_PROMPT, request.subject, request.target))
-            subjects.append((ids[:subject], [ids[subject]]))  # read at the subject: what follows does not matter
+            about.append((ids[:subject], [ids[subject]]))  # read at the subject: what follows does not matter
         self.row, self.column, self.token, self.owner, self.weight = (
             torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
         )
-        self.targets, self.subjects = (_Suffixes(lm, layer, place, x) for x in (rows, subjects))
-        self.v0 = _wide(self.targets.value[:: self.contexts])
+        # A pass over few tokens costs as much as reading the weights: then one pass, and the padding is free.
+        self.rows, width = len(rows), max(len(suffix) for _, suffix in rows)
+        groups = [rows + about] if (len(rows) + len(about)) * width <= ONE_PASS else [rows, about]
+        self.passes = [_Suffixes(lm, layer, place, group) for group in groups]
+        self.v0 = _wide(self.passes[0].value[: self.rows : self.contexts])
         with torch.no_grad():  # the unedited model's answers: the target already? and what after the subject?
-            right = lm.unembed(self.targets.last[self.row, self.column]).argmax(-1) == self.token
-            self.reference = lm.unembed(self.subjects.last[:, 0]).log_softmax(-1)
+            targets, subjects = self._picked([group.last for group in self.passes])
+            right = lm.unembed(targets).argmax(-1) == self.token
+            self.reference = lm.unembed(subjects).log_softmax(-1)
         plain = self.row % self.contexts == 0
         self.said = [bool(right[plain & (self.owner == i)].all()) for i in range(len(requests))]
 
     def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
         """loss, nll, kl and decay of each request (nats)."""
-        targets = self.targets(delta.repeat_interleave(self.contexts, 0))[self.row, self.column]
-        subjects = self.subjects(delta)[:, 0]
+        each = torch.cat([delta.repeat_interleave(self.contexts, 0), delta])
+        rows = each.split([self.rows, len(delta)]) if len(self.passes) == 2 else [each]
+        targets, subjects = self._picked([group(d) for group, d in zip(self.passes, rows, strict=True)])
         said, edited = (
             self.lm.unembed(torch.cat([targets, subjects])).log_softmax(-1).split([len(targets), len(subjects)])
         )
@@ -179,6 +186,10 @@ class Objective:
         kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
         decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
         return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}
+
+    def _picked(self, states: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the last block's output: where a target's token is predicted, and at each subject of a KL prompt."""
+        return states[0][self.row, self.column], states[-1][-self.requests :, 0]
 
 
 class _Suffixes:
