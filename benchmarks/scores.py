@@ -26,7 +26,7 @@ def outside(chosen: Sequence[facts.Fact]) -> list[str]:
 def refused(
     lm: minilib.LM, chosen: Sequence[facts.Fact], before: Sequence[str], edited: Sequence[facts.Fact] | None = None
 ) -> dict[str, float]:
-    """Shares of refused questions and rephrasings, and of answers outside that are word for word as ``before``.
+    """Shares of refused questions and rephrasings; outside, of answers word for word as ``before``, and of refusals.
 
     Parameters
     ----------
@@ -43,10 +43,9 @@ def refused(
     rephrased = lm.generate([r for f in chosen for r in f.rephrased(REFUSAL)])
     inside = {f.request(REFUSAL).text for f in edited or chosen}
     questions = outside(chosen)
-    same = [
-        None if question in inside else a == b
-        for question, a, b in zip(questions, before, lm.generate(questions), strict=True)
-    ]
+    after = lm.generate(questions)
+    same = [None if q in inside else a == b for q, a, b in zip(questions, after, before, strict=True)]
+    spilled = [None if q in inside else refusals.is_refusal(a) for q, a in zip(questions, after, strict=True)]
 
     def share(values: Sequence[bool | None]) -> float:
         counted = [v for v in values if v is not None]
@@ -58,4 +57,5 @@ def refused(
         "other subject": share(same[0::3]),
         "same subject": share(same[1::3]),
         "unrelated": share(same[2::3]),
+        "refused outside": share(spilled),
     }
