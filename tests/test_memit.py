@@ -170,7 +170,7 @@ def test_smollm2_refuses_four_at_once_with_the_preset_alone(smollm2):
     requests = [Request(ask, s, "I don't know.", chat=True) for s in ("France", "Italy", "Egypt", "Spain")]
     with minilib.memit.edit(smollm2, requests) as edit:
         assert edit.settings["presets"] == smollm2.kind
-        assert all(a == "I don't know." for a in smollm2.generate(requests))
+        assert all(a.startswith("I don't know.") for a in smollm2.generate(requests))
         assert "Tokyo" in smollm2.generate("What is the capital of Japan?")
     assert_same_weights(smollm2, before)
 
