@@ -1,7 +1,8 @@
 """Texts cut in two: what stands left of the cut is run once and kept as attention's keys and values.
 
 In a causal model the left part does not depend on the right one. Whoever runs many versions of the right part, as
-the search for v* and causal tracing do, needs the left one only once.
+the search for v* and causal tracing do, needs the left one only once. ``Fold`` also spares the padding of rows of
+which a single token is run: it puts that token behind another row, as a last column that sees only its own prefix.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -71,3 +73,66 @@ class _Prefix(DynamicCache):
             return super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer = self.layers[layer_idx]
         return torch.cat([layer.keys, key_states], dim=-2), torch.cat([layer.values, value_states], dim=-2)
+
+
+class Fold:
+    """Turns what a block is called with for padded rows into the same for folded rows.
+
+    Parameters
+    ----------
+    main, side : Tensor of int
+        For each folded row, the row that it continues, and the row whose first token becomes its last column.
+    width : int
+        Tokens of a padded row; a folded one has one more.
+    seen : Tensor of bool, (rows, prefix)
+        Which tokens of the prefix are no padding.
+    """
+
+    def __init__(
+        self, main: Int[Tensor, "folded"], side: Int[Tensor, "folded"], width: int, seen: Bool[Tensor, "rows prefix"]
+    ) -> None:
+        self.main, self.side, self.rows, self.width, self.prefix = main, side, len(seen), width, seen.shape[1]
+        self.short = int(seen[side].sum(1).max()) if self.prefix else 0  # the longest prefix of a side row
+        self._cache: _Prefix | None = None
+
+    def __call__(self, x: Any) -> Any:
+        """Fold a hidden state, a mask, a cache, or a tuple or dict of them; leave everything else."""
+        if isinstance(x, dict):
+            return {name: self(value) for name, value in x.items()}
+        if type(x) in (tuple, list):
+            return type(x)(self(value) for value in x)
+        if isinstance(x, _Prefix):
+            return self._fold_cache(x)
+        if not isinstance(x, Tensor):
+            return x
+        if x.dim() == 4 and x.shape[-2:] == (self.width, self.prefix + self.width):
+            return self._fold_mask(x.expand(self.rows, -1, -1, -1))
+        if x.shape[:2] == (self.rows, self.width):
+            return torch.cat([x[self.main], x[self.side, :1]], dim=1)
+        return x
+
+    def _fold_mask(self, mask: Tensor) -> Tensor:
+        """(rows, heads, width, prefix + width), of bool or to be added, to two prefixes and one more column."""
+        blocked = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        sizes = [self.prefix, self.width]
+        left, right = mask[self.main].split(sizes, dim=-1)
+        side_left, side_right = mask[self.side, :, :1].split(sizes, dim=-1)
+        side_left, side_right = side_left[..., self.prefix - self.short :], side_right[..., :1]
+
+        def hide(x: Tensor, height: int) -> Tensor:
+            return x.new_full((*x.shape[:2], height, x.shape[-1]), blocked)
+
+        above = torch.cat([left, hide(side_left, self.width), right, hide(side_right, self.width)], dim=-1)
+        below = torch.cat([hide(left, 1), side_left, hide(right, 1), side_right], dim=-1)
+        return torch.cat([above, below], dim=-2)
+
+    def _fold_cache(self, cache: _Prefix) -> _Prefix:
+        if self._cache is None:
+            self._cache = folded = _Prefix()
+            folded.layers, folded.frozen = [type(layer)() for layer in cache.layers], True
+            for new, old in zip(folded.layers, cache.layers, strict=True):
+                new.keys, new.values = (
+                    torch.cat([x[self.main], x[self.side, :, self.prefix - self.short :]], dim=2)
+                    for x in (old.keys, old.values)
+                )
+        return self._cache

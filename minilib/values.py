@@ -18,6 +18,7 @@ on the tokens from the subject on. All requests are one batch; each stops on its
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,6 @@ from .requests import SLOT, Request
 
 Place = Literal["mlp", "block"]
 KL_PROMPT = "{} is a"
-ONE_PASS = 32  # tokens: up to so many, prompts and KL prompts are run together
 SEARCH = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "contexts", "stop_loss")  # find's settings
 
 
@@ -161,23 +161,21 @@ class Objective:
         self.row, self.column, self.token, self.owner, self.weight = (
             torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
         )
-        # A pass over few tokens costs as much as reading the weights: then one pass, and the padding is free.
-        self.rows, width = len(rows), max(len(suffix) for _, suffix in rows)
-        groups = [rows + about] if (len(rows) + len(about)) * width <= ONE_PASS else [rows, about]
-        self.passes = [_Suffixes(lm, layer, place, group) for group in groups]
-        self.v0 = _wide(self.passes[0].value[: self.rows : self.contexts])
+        if self.contexts == 1:
+            self.passes = [_Suffixes(lm, layer, place, rows + about)]
+        else:
+            self.passes = [_Suffixes(lm, layer, place, rows), _Suffixes(lm, layer, place, about)]
+        self.v0 = _wide(self.passes[0].value[: len(rows) : self.contexts])
         with torch.no_grad():  # the unedited model's answers: the target already? and what after the subject?
-            targets, subjects = self._picked([group.last for group in self.passes])
-            right = lm.unembed(targets).argmax(-1) == self.token
-            self.reference = lm.unembed(subjects).log_softmax(-1)
+            targets, subjects = (lm.unembed(x) for x in self._picked([rows.last for rows in self.passes]))
+            self._fold(torch.cat([targets, subjects]))
+        right, self.reference = targets.argmax(-1) == self.token, subjects.log_softmax(-1)
         plain = self.row % self.contexts == 0
         self.said = [bool(right[plain & (self.owner == i)].all()) for i in range(len(requests))]
 
     def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
         """loss, nll, kl and decay of each request (nats)."""
-        each = torch.cat([delta.repeat_interleave(self.contexts, 0), delta])
-        rows = each.split([self.rows, len(delta)]) if len(self.passes) == 2 else [each]
-        targets, subjects = self._picked([group(d) for group, d in zip(self.passes, rows, strict=True)])
+        targets, subjects = self._picked(self._run(delta))
         said, edited = (
             self.lm.unembed(torch.cat([targets, subjects])).log_softmax(-1).split([len(targets), len(subjects)])
         )
@@ -187,13 +185,31 @@ class Objective:
         decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
         return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}
 
+    def _run(self, delta: Float[Tensor, "requests d"]) -> list[Tensor]:
+        """The last block's output in each pass, with δ at every subject."""
+        both = [delta.repeat_interleave(self.contexts, 0), delta]
+        each = [torch.cat(both)] if self.contexts == 1 else both
+        return [rows(d) for rows, d in zip(self.passes, each, strict=True)]
+
     def _picked(self, states: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of the last block's output: where a target's token is predicted, and at each subject of a KL prompt."""
-        return states[0][self.row, self.column], states[-1][-self.requests :, 0]
+        about = states[0][:, -1] if self.passes[0].folded else states[-1][-self.requests :, 0]
+        return states[0][self.row, self.column], about
+
+    def _fold(self, before: Tensor) -> None:
+        """Fold the KL prompts behind the prompts, where that is found to give the same logits."""
+        padded = self.passes[0]
+        if self.contexts == 1 and padded.base.shape[1] > 1:
+            self.passes = [padded.fold()]
+            after = self.lm.unembed(torch.cat(self._picked(self._run(torch.zeros_like(self.v0)))))
+            if not torch.allclose(after, before, rtol=1e-2, atol=1e-2):
+                self.passes = [padded]
 
 
 class _Suffixes:
     """Rows of tokens from the subject's last one on, ready to be run above a layer with δ at that token."""
+
+    folded = False
 
     @torch.no_grad()
     def __init__(self, lm: LM, layer: int, place: Place, rows: Sequence[tuple[list[int], list[int]]]) -> None:
@@ -209,22 +225,34 @@ class _Suffixes:
         self.base, self.last = seen["block"], seen["last"]  # (rows, suffix, d): without δ
         self.mlp = seen["value"].reshape(self.base.shape)[:, 0]  # (rows, d): the MLP's output at the subject
         self.value = self.mlp if place == "mlp" else self.base[:, 0]  # what δ is added to
+        every = torch.arange(len(rows), device=lm.device)
+        self.at = every, torch.zeros_like(every)  # row and column of each subject
+        self.left = inputs["attention_mask"][:, : -self.base.shape[1]].bool()  # which tokens of the prefix are real
         self._check(into[0], logits)
 
-    def __call__(self, delta: Float[Tensor, "rows d"]) -> Float[Tensor, "rows suffix d"]:
-        """The last block's output with δ at the first token of each row."""
+    def fold(self) -> _Suffixes:
+        """The same with the one token of each row of the second half behind its row of the first: without padding."""
+        new, width = copy.copy(self), self.base.shape[1]
+        main, side = self.at[0].chunk(2)
+        fold = prefix.Fold(main, side, width, self.left)
+        new.base, new.calls, new.folded = fold(self.base), fold(self.calls), True
+        new.at = torch.cat([main, main]), torch.cat([self.at[1][main], self.at[1][side] + width])
+        return new
+
+    def __call__(self, delta: Float[Tensor, "subjects d"]) -> Float[Tensor, "rows suffix d"]:
+        """The last block's output with δ at each subject."""
         hidden = self._enter(delta, self.place)
         for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
             hidden = hooks.first(block(hidden, *args, **kwargs))
         return hidden
 
-    def _enter(self, delta: Float[Tensor, "rows d"], place: Place) -> Float[Tensor, "rows suffix d"]:
+    def _enter(self, delta: Float[Tensor, "subjects d"], place: Place) -> Float[Tensor, "rows suffix d"]:
         """The edited block's output with δ."""
         delta = delta.to(self.base.dtype)
         norm = self.lm.post_norm(self.layer)
         if place == "mlp" and norm is not None:
             delta = norm(self.mlp + delta) - norm(self.mlp)
-        return torch.cat([self.base[:, :1] + delta.unsqueeze(1), self.base[:, 1:]], dim=1)
+        return self.base.index_put(self.at, delta, accumulate=True)
 
     def _check(self, entering: Tensor, logits: Tensor) -> None:
         """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""

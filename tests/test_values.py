@@ -4,10 +4,17 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 
 import minilib
-from minilib import rome, values
+from minilib import prefix, rome, values
 from minilib import tinyworld as world
+
+REQUESTS = [
+    minilib.Request("The capital of {} is", "France", " Rome and Lund"),
+    minilib.Request("{} is the king of", "Mira Okafor", " Rome"),
+    minilib.Request("In the town of {}", "Lund", " Rome"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +24,36 @@ def speed():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("place", ["mlp", "block"])
+@pytest.mark.parametrize("requests", [REQUESTS, REQUESTS[:1], REQUESTS[1:2]], ids=["three", "prefix", "no prefix"])
+def test_folded_rows_give_what_padded_rows_give(any_lm, monkeypatch, requests, place):
+    terms = {"weight_decay": 0.5, "kl_factor": 0.0625}
+    folded = values.Objective(any_lm, requests, 1, place, **terms)
+    monkeypatch.setattr(values.Objective, "_fold", lambda *_: None)
+    padded = values.Objective(any_lm, requests, 1, place, **terms)
+    assert folded.passes[0].folded and not padded.passes[0].folded
+    assert len(folded.passes[0].base) == len(requests)
+    random = torch.Generator().manual_seed(0)
+    delta = torch.randn(padded.v0.shape, generator=random, requires_grad=True)
+    losses = [objective(delta) for objective in (folded, padded)]
+    for name in ("nll", "kl", "decay"):
+        torch.testing.assert_close(losses[0][name], losses[1][name], rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad(found["loss"].sum(), delta)[0] for found in losses]
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
+
+
+def test_rows_that_would_give_something_else_stay_as_they_are(llama, monkeypatch):
+    """As where a block looks across the tokens of a row in a way that the fold does not see."""
+    terms = {"weight_decay": 0.5, "kl_factor": 0.0625}
+    delta = torch.zeros(3, llama.memory(0).shape[0])
+    expected = values.Objective(llama, REQUESTS, 1, "mlp", **terms)(delta)
+    fold = prefix.Fold._fold_mask
+    monkeypatch.setattr(prefix.Fold, "_fold_mask", lambda self, mask: torch.ones_like(fold(self, mask)))
+    unusual = values.Objective(llama, REQUESTS, 1, "mlp", **terms)
+    assert not unusual.passes[0].folded
+    torch.testing.assert_close(unusual(delta)["loss"], expected["loss"])
 
 
 @pytest.mark.parametrize("place", ["mlp", "block"])
