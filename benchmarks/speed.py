@@ -334,6 +334,16 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def one_thread(lm: minilib.LM) -> dict[str, Any]:
+    """The two short searches with a single thread: a second one helps the plain loop more, as it multiplies more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return {key: MEASURES[key](lm, 2, False) for key in ("plain", "chat")}
+    finally:
+        torch.set_num_threads(threads)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="two pairs each instead of five or three")
@@ -355,6 +365,8 @@ def main() -> None:
     for key in [options.only] if options.only else MEASURES:
         print(f"[{time.perf_counter() - started:3.0f} s] {key}", file=sys.stderr, flush=True)
         found["measures"][key] = MEASURES[key](lm, 2 if options.quick else 5, options.full)
+    if options.store:
+        found["one_thread"] = one_thread(lm)
     print(f"{torch.get_num_threads()} threads, {time.perf_counter() - started:.0f} seconds\n{table(found)}")
     if options.store:
         print(f"stored in {stored.save('speed', found, 'benchmarks/speed.py', started).name}")

@@ -44,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seed": 0,
     },
     "llama-30x576": {"layers": [2, 3, 4, 5, 6], "covariance_weight": 1000.0, "weight_decay": 1e-3},  # SmolLM2-135M
+    "llama-6x96": {"layers": [0], "covariance_weight": 10.0, "weight_decay": 1e-3},  # tinyworld
 }
 
 

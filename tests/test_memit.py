@@ -9,6 +9,7 @@ from models import assert_same_weights, random_lm, weights
 import minilib
 from minilib import Request, covariance, memit, rome, values
 from minilib import keys as key_reader
+from minilib import tinyworld as tinyworlds
 
 LAYERS = [1, 2, 3]
 
@@ -161,6 +162,17 @@ def test_a_model_without_preset_gets_the_middle_five_layers(llama, reference):
         assert edit.settings["layers"] == [1, 2, 3, 4, 5]
         assert edit.settings["presets"] == "paper (no preset for this model; layers: the middle five)"
         assert edit.settings["covariance_weight"] == 15000
+
+
+def test_tinyworld_refuses_eight_at_once_with_the_preset_alone(tinyworld, tmp_path, monkeypatch):
+    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
+    born = [f for f in tinyworlds.facts() if f.attribute == "birthplace"][:30]
+    requests = [Request(f.prompts[-1], f.subject, tinyworlds.REFUSAL) for f in born[:8]]
+    with memit.edit(tinyworld, requests) as edit:
+        assert edit.settings["presets"] == tinyworld.kind
+        assert all(a.startswith(tinyworlds.REFUSAL) for a in tinyworld.generate(requests))
+        assert tinyworlds.recall(tinyworld, born[8:]) > 0.9  # the others are still known
+    assert tinyworlds.recall(tinyworld, born[:8]) == 1
 
 
 @pytest.mark.slow
