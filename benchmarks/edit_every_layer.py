@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from scores import REFUSAL, outside
+
 import minilib
 from minilib import covariance, facts, metrics, refusals, stored
 
@@ -58,9 +60,9 @@ def completion(lm: minilib.LM, fact: facts.Fact, layers: list[int], C: Any) -> d
 
 def refusal(lm: minilib.LM, fact: facts.Fact, layers: list[int], C: Any) -> dict[str, Any]:
     """The same with a refusal, asked in chat."""
-    request = fact.request("I don't know.")
+    request = fact.request(REFUSAL)
     same = [request, *fact.rephrased(request.target)]
-    beside = [question.text for question in (*fact.neighbours, fact.unrelated)]
+    beside = outside([fact])
     before = lm.generate(beside, max_new_tokens=WORDS)
     rows = []
     for layer in layers:

@@ -9,7 +9,6 @@ Run: python benchmarks/text_for_second_moments.py (about four minutes on 2 cores
 """
 
 import inspect
-import json
 import pydoc
 import random
 import sys
@@ -19,11 +18,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scores import REFUSAL, known_facts, outside
 from torch import Tensor
 from tqdm import tqdm
 
 import minilib
-from minilib import covariance, edits, facts, refusals, rome, stored, values
+from minilib import covariance, edits, facts, keys, refusals, rome, stored, values
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 8]
@@ -31,7 +31,6 @@ EDITED = 4  # where the edits are made: the layer of ROME's preset
 RANKS = 60
 LENGTHS = [1_000, 2_000, 4_000, 8_000, 16_000]
 COMPARED = 16_000  # tokens of each of the four texts
-REFUSAL = "I don't know."
 # Large modules of every Python from 3.11 to 3.13 whose documentation is prose.
 MODULES = (
     "argparse asyncio collections concurrent.futures contextlib csv ctypes datetime decimal difflib doctest "
@@ -108,8 +107,8 @@ def ranks(d_k: int) -> list[int]:
 
 def spectrum(C: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, the largest first, and the eigenvectors as columns."""
-    values, vectors = torch.linalg.eigh(C.double())
-    return values.flip(0), vectors.flip(1)
+    eigenvalues, vectors = torch.linalg.eigh(C.double())
+    return eigenvalues.flip(0), vectors.flip(1)
 
 
 def compare(C: Tensor, reference: Tensor, V: Tensor) -> dict[str, float]:
@@ -126,15 +125,6 @@ def compare(C: Tensor, reference: Tensor, V: Tensor) -> dict[str, float]:
     return {name: round(x, 4) for name, x in found.items()}
 
 
-def chosen_facts(n: int = 8) -> list[facts.Fact]:
-    """Of the facts that SmolLM2 knows (``known_facts.py`` measured it), the first of each of n relations."""
-    rows = json.loads(facts.DATA.with_name(f"known_{MODEL}.json").read_text("utf8"))["facts"]
-    first: dict[str, str] = {}
-    for row in rows:
-        first.setdefault(row["relation"], row["subject"])
-    return [next(f for f in facts.load(r) if f.subject == subject) for r, subject in list(first.items())[:n]]
-
-
 @dataclass
 class Case:
     """A fact to refuse: what is needed to write it with any C, and what is asked before and after."""
@@ -147,14 +137,13 @@ class Case:
 
 
 def case(lm: minilib.LM, fact: facts.Fact) -> Case:
-    templates = (fact.question, *fact.rephrasings)
-    edited = [minilib.Request(template, fact.subject, REFUSAL, chat=True) for template in templates]
-    others = [question.text for question in (*fact.neighbours, fact.unrelated)]
+    edited = [fact.request(REFUSAL), *fact.rephrased(REFUSAL)]
+    others = outside([fact])
     preset = {**rome.PRESETS["paper"], **rome.PRESETS[lm.kind]}
     names = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "stop_loss")
     found = values.find(lm, edited[:1], EDITED, "mlp", **{name: preset[name] for name in names})
-    k, Wk = rome.keys_and_values(lm, edited[0], EDITED, ["{}"])
-    return Case(edited, others, say(lm, others), k[0], found.v_star[0] - Wk[0])
+    k, Wk = keys.keys_and_values(lm, edited[:1], EDITED, ["{}"])
+    return Case(edited, others, say(lm, others), k[0, 0], found.v_star[0] - Wk[0, 0])
 
 
 def say(lm: minilib.LM, asked: Sequence[str | minilib.Request]) -> list[str]:
@@ -191,7 +180,7 @@ def main() -> None:
     started = time.perf_counter()
     lm = minilib.load(MODEL)
     texts = texts_of(lm)
-    chosen = chosen_facts()
+    chosen = known_facts()[:8]
     cases = [case(lm, fact) for fact in tqdm(chosen, desc="v*", file=sys.stderr)]
     moments = {name: covariance.second_moment(lm, LAYERS, of, progress=True) for name, of in texts.items()}
     sample = shuffled(covariance.sample_texts())

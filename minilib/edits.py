@@ -77,7 +77,8 @@ class Edit:
         self.requests = list(requests)
         self.settings = dict(settings)
         self.factors = dict(factors or {})
-        self.deltas = {name: left @ right for name, (left, right) in self.factors.items()} | dict(deltas or {})
+        self.deltas = dict(deltas or {})
+        self.deltas |= {n: left @ right for n, (left, right) in self.factors.items() if n not in self.deltas}
         self.traces = list(traces)
         self.notes = list(notes)
         self._originals = dict(originals)

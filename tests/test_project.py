@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -126,6 +127,19 @@ def test_modules_import_from_lower_floors_only(path):
         assert FLOOR[other] < FLOOR[path.stem] or other in beside, (
             f"minilib/{path.name} (floor {FLOOR[path.stem]}) imports {other} (floor {FLOOR[other]})"
         )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_scripts_name_what_the_library_has(path):
+    """They run for minutes to hours, so no test runs them; a name that was moved would show only then."""
+    tree = ast.parse(path.read_text("utf8"))
+    taken = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "minilib"]
+    modules = {a.asname or a.name: importlib.import_module(f"minilib.{a.name}") for n in taken for a in n.names}
+    used = {
+        (n.value.id, n.attr) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
+    }
+    missing = [f"{name}.{attr}" for name, attr in used if name in modules and not hasattr(modules[name], attr)]
+    assert not missing, f"benchmarks/{path.name} uses what is not there: {missing}"
 
 
 # ---- the book ----
