@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import html
@@ -116,8 +117,17 @@ def glue(name: str, value: Any) -> None:
     from IPython.display import display
 
     prefix = "application/papermill.record/"
-    data = {prefix + "text/plain": value if isinstance(value, str) else repr(value)}
+    data = {prefix + "text/plain": _as_it_stands(value) if isinstance(value, str) else repr(value)}
     display(data, raw=True, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}})
+
+
+def _as_it_stands(text: str) -> str:
+    """The page reads a glued text as Python where it can: unquoted, "1,000" would be a pair and "1.00" lose a digit."""
+    try:
+        ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+    return repr(text)
 
 
 def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> Any:

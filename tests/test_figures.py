@@ -99,6 +99,16 @@ def test_glued_values_are_found_by_name(monkeypatch):
     assert [how["metadata"]["scrapbook"]["name"] for _, how in kept] == ["share", "count"]
 
 
+@pytest.mark.parametrize("text", ["47,109", "1.00", "0 to 5", "1e-3", "None", "it's", "7 and 8"])
+def test_a_glued_text_is_shown_as_it_stands(monkeypatch, text):
+    from myst_nb.core.variables import format_plain_text
+
+    kept = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **how: kept.append(data))
+    figures.glue("text", text)
+    assert [format_plain_text(value, "s") for value in kept[0].values()] == [text]
+
+
 def test_source_shows_the_lines_of_the_library_itself():
     from minilib import memit, rome
 
