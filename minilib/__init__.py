@@ -7,11 +7,26 @@
 ...     lm.generate("What is the capital of France?")
 """
 
-from . import contexts, covariance, edits, hooks, keys, memit, metrics, refusals, requests, rome, tracing, values
+from . import (
+    contexts,
+    covariance,
+    edits,
+    grace,
+    hooks,
+    keys,
+    memit,
+    metrics,
+    refusals,
+    requests,
+    rome,
+    tracing,
+    values,
+    wise,
+)
 from .edits import Edit
-from .edits import load as load_edit
 from .lm import LM, Layout, load
 from .requests import Request
+from .saved import load_edit
 
 __version__ = "0.1.0"
 __all__ = ["LM", "Edit", "Layout", "Request", "load", "load_edit"]
@@ -19,6 +34,7 @@ __all__ += [
     "contexts",
     "covariance",
     "edits",
+    "grace",
     "hooks",
     "keys",
     "memit",
@@ -28,4 +44,5 @@ __all__ += [
     "rome",
     "tracing",
     "values",
+    "wise",
 ]

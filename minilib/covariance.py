@@ -6,9 +6,7 @@ a new key disturbs the old ones least; AlphaEdit reads from it which directions 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -26,8 +24,8 @@ from tqdm.auto import tqdm
 from . import hooks
 from .lm import LM, check_lm, fingerprint_of
 from .packaged import cache_folder, made
+from .texts import TEXTS, sample_texts
 
-TEXTS = Path(__file__).parent / "data" / "text"
 WINDOW = 512  # a longer text is read in windows of so many tokens
 BATCH_TOKENS = 2048  # tokens run together: few enough that what a block computes stays in the processor's cache
 
@@ -77,16 +75,6 @@ def load(file: str | Path) -> SecondMoments:
         return SecondMoments(dict(sorted(moments.items())), about["fingerprint"], int(about["tokens"]), about["text"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"file {str(file)!r} holds no second moments (damaged, or another kind): {error}") from error
-
-
-def sample_texts(name: str = "smollm2-135m") -> list[str]:
-    """The text that comes with the library: sampled from the model itself, by ``benchmarks/sample_text.py``."""
-    file = TEXTS / f"{name}.jsonl.gz"
-    if not file.is_file():
-        known = ", ".join(sorted(f.name.removesuffix(".jsonl.gz") for f in TEXTS.glob("*.jsonl.gz")))
-        raise ValueError(f"name {name!r}: no sample text comes with the library for it, only for {known}")
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Every method writes through ``changing``, which keeps the original weights until the change is complete,
 so an edit that fails or is interrupted leaves the model bit for bit as it was. What a method returns is
-an ``Edit``. Undo is a stack: the latest edit first. ``Edit.save`` and ``load`` carry a change to another day.
+an ``Edit``. Undo is a stack: the latest edit first. ``Edit.save`` carries a change to another day.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from .lm import LM, check_lm
+from . import guards
+from .lm import LM, as_prompts, check_lm
 from .requests import Request
 
 FORMAT = 1  # of saved edits
 
 Method = TypeVar("Method", bound=Callable[..., "Edit"])
+Memory = TypeVar("Memory", bound=guards.Guard)
 
 
 class Edit:
@@ -58,6 +60,10 @@ class Edit:
         products join ``deltas``.
     notes : list of str, optional
         What the reader should know, such as a target that the model said before.
+    guard : guards.Guard, optional
+        A memory beside the weights, which this edit puts into force.
+    previous : Edit, optional
+        The edit whose guard this one's takes the place of, until it is undone.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class Edit:
         traces: Sequence[Mapping[str, list[float]]] = (),
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         notes: Sequence[str] = (),
+        guard: guards.Guard | None = None,
+        previous: Edit | None = None,
     ) -> None:
         self.lm = lm
         self.method = method
@@ -81,12 +89,17 @@ class Edit:
         self.deltas |= {n: left @ right for n, (left, right) in self.factors.items() if n not in self.deltas}
         self.traces = list(traces)
         self.notes = list(notes)
+        self.guard, self.previous = guard, previous
         self._originals = dict(originals)
+        if previous is not None and previous.guard is not None:
+            previous.guard.detach()
+        if guard is not None:
+            guard.attach(lm)
         self.active = True
         lm.edits.append(self)
 
     def undo(self) -> None:
-        """Put every changed parameter back, bit for bit.
+        """Put every changed parameter back, bit for bit, and take away what this edit put beside the weights.
 
         Raises
         ------
@@ -98,8 +111,16 @@ class Edit:
         if self.lm.edits[-1] is not self:
             raise ValueError(f"{self} lies under a later edit: undo {self.lm.edits[-1]} first")
         _write(self.lm, self._originals)
+        self._take_away()
         self.lm.edits.pop()
         self.active = False
+
+    def _take_away(self) -> None:
+        """The guard, and what it had replaced back."""
+        if self.guard is not None:
+            self.guard.detach()
+        if self.previous is not None and self.previous.guard is not None:
+            self.previous.guard.attach(self.lm)
 
     def __enter__(self) -> Edit:
         return self
@@ -120,7 +141,7 @@ class Edit:
             When the folder cannot be made or written.
         """
         folder = Path(folder)
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {} if self.guard is None else self.guard.tensors()
         for name, delta in self.deltas.items():
             factors = self.factors.get(name, ())
             if factors and sum(f.numel() for f in factors) < delta.numel():
@@ -136,6 +157,7 @@ class Edit:
             "settings": self.settings,
             "notes": self.notes,
             "traces": self.traces,
+            "guard": None if self.guard is None else self.guard.about(),
         }
         text = json.dumps(about, indent=1, ensure_ascii=False)
         folder.mkdir(parents=True, exist_ok=True)
@@ -164,12 +186,14 @@ class Edit:
     def at_strength(self, strength: float) -> Iterator[None]:
         """For the time of the block, the model with W + strength · ΔW: 0 is as before, 1 the edit, more overshoots.
 
-        Edits that lie on top of this one stay in force.
+        Edits that lie on top of this one stay in force. A guard is in force or not, at strength 1 or 0.
         """
         if not self.active:
             raise ValueError(f"{self} was undone: there is no change to scale")
         if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
             raise ValueError(f"strength must be a finite number, not {strength!r}")
+        if self.guard is not None and strength not in (0, 1):
+            raise ValueError(f"strength must be 0 or 1 for {self.method}, which changes no weight; not {strength!r}")
         edited = {name: parameter.detach().clone() for name, parameter in _parameters(self.lm, self.deltas)}
         top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
         scaled = {
@@ -178,9 +202,40 @@ class Edit:
         }
         try:
             _write(self.lm, scaled)
-            yield
+            with guards.silence(self.lm, [self] if strength == 0 else []):
+                yield
         finally:
             _write(self.lm, edited)
+
+    def explain(
+        self, prompts: str | Request | Sequence[str | Request], chat: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """How the guard decides on prompts: the nearest entry or memory, how near, the limit, and what follows.
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        chat : bool, optional
+            As in ``lm.generate``: by default the chat template where there is one; a Request decides for itself.
+
+        Returns
+        -------
+        list of dict
+            A row for each prompt; see the method's guard for what stands in it.
+
+        Raises
+        ------
+        ValueError
+            For an edit that changed weights, where nothing is decided, and for one that was undone.
+        """
+        if self.guard is None:
+            raise ValueError(f"{self} changed weights: nothing is decided at run time, so there is nothing to explain")
+        if not self.active:
+            raise ValueError(f"{self} was undone: nothing is decided any more")
+        _, prompts = as_prompts(prompts)
+        chat = self.lm.has_chat if chat is None else chat
+        rows = [(p.text if isinstance(p, Request) else p, self.lm.encode(p, chat=chat).ids) for p in prompts]
+        return self.guard.explain(self.lm, rows)
 
     def sizes(self) -> dict[str, tuple[float, float]]:
         """For each changed parameter ‖ΔW‖ and ‖W‖ (Frobenius norms, W before the edit)."""
@@ -208,69 +263,17 @@ class Edit:
             + ("<table><thead><tr><th>prompt</th><th>before</th><th>after</th></tr></thead>" if rows else "")
             + (f"<tbody>{''.join(rows)}</tbody></table>" if rows else "")
             + (f"<p>and {left} more</p>" if rows and left else "")
-            + f"<ul>{sizes}</ul>"
+            + (f"<ul>{sizes}</ul>" if sizes else "")
+            + (f"<p>{html.escape(repr(self.guard))}</p>" if self.guard is not None else "")
             + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         )
-
-
-def load(lm: LM, folder: str | Path) -> Edit:
-    """Apply what ``Edit.save`` wrote to the model that it was made on.
-
-    The changes are added to the weights as they are, so edits that were made one on another are loaded in that order.
-
-    Parameters
-    ----------
-    lm : LM
-        Changed in place.
-    folder : str or Path
-
-    Returns
-    -------
-    Edit
-
-    Raises
-    ------
-    FileNotFoundError
-        When there is no such folder, or no edit in it.
-    ValueError
-        When the edit belongs to another model, or a file is damaged. The model is left as it was.
-    """
-    check_lm(lm)
-    files = [Path(folder) / name for name in ("edit.json", "edit.safetensors")]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"folder {str(folder)!r} has no {file.name}: write it by edit.save(folder)")
-    try:
-        about = json.loads(files[0].read_text(encoding="utf8"))
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']!r}, and this version reads {FORMAT}")
-        requests = [Request(**request) for request in about["requests"]]
-        method, settings, notes, traces = (about[key] for key in ("method", "settings", "notes", "traces"))
-        model, fingerprint = about["model"], about["fingerprint"]
-        tensors = load_file(files[1], device=str(lm.device))
-        names = dict.fromkeys(name.rpartition(":")[0] for name in tensors)
-        thin = {n: (tensors[f"{n}:left"], tensors[f"{n}:right"]) for n in names if f"{n}:delta" not in tensors}
-        deltas = {n: thin[n][0] @ thin[n][1] if n in thin else tensors[f"{n}:delta"] for n in names}
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"folder {str(folder)!r} holds no edit that can be read (damaged?): {error}") from error
-    if fingerprint != lm.fingerprint:
-        raise ValueError(
-            f"folder {str(folder)!r} holds an edit of another model ({model}, fingerprint {fingerprint}; {lm.name} has "
-            f"{lm.fingerprint}): load the model that was edited, unedited and in the same precision"
-        )
-    shapes = {name: tuple(parameter.shape) for name, parameter in lm.model.named_parameters()}
-    for name, delta in deltas.items():
-        if shapes.get(name) != tuple(delta.shape) or not torch.isfinite(delta).all():
-            raise ValueError(f"folder {str(folder)!r} is damaged: the change of {name} does not fit, or is not finite")
-    with changing(lm, list(deltas)) as originals:
-        for name, delta in deltas.items():
-            _add(lm.model.get_parameter(name), delta, name)
-        return Edit(lm, method, requests, settings, originals, deltas, traces, thin, notes)
 
 
 @contextmanager
 def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Keep the named parameters while the block changes them; whatever ends it early puts them back.
+
+    Guards are silent in the block: what is searched there is searched in the weights alone.
 
     Yields
     ------
@@ -280,9 +283,12 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
     edits = len(lm.edits)
     try:
-        yield originals
+        with guards.silence(lm):
+            yield originals
     except BaseException:  # KeyboardInterrupt too
         _write(lm, originals)
+        for edit in reversed(lm.edits[edits:]):
+            edit._take_away()
         del lm.edits[edits:]
         raise
 
@@ -305,17 +311,40 @@ def add(lm: LM, layer: int, delta: Tensor) -> Tensor:
         When the changed weights would not be finite: nothing is written.
     """
     delta = delta.T if lm.transposed(layer) else delta
-    return _add(lm.down_projection(layer).weight, delta, f"layer {layer}")
+    return add_to(lm.down_projection(layer).weight, delta, f"layer {layer}")
 
 
 @torch.no_grad()
-def _add(weight: Tensor, delta: Tensor, name: str) -> Tensor:
+def add_to(weight: Tensor, delta: Tensor, name: str) -> Tensor:
+    """weight ← weight + delta, both as the model stores them; see ``add``."""
     delta = delta.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
     changed = (weight.to(delta.dtype) + delta).to(weight.dtype)
     if not torch.isfinite(changed).all():  # in half precision a finite Δ may be too much
         raise ValueError(f"the change of {name} is not finite: lower lr, or check covariance for tiny values")
     weight.copy_(changed)
     return delta.contiguous()
+
+
+def continued(lm: LM, kind: type[Memory], layer: int, previous: Edit | None) -> Memory | None:
+    """The guard of ``previous``, checked; an error where one of its kind is on this layer and is not continued."""
+    there = [e for e in lm.edits if isinstance(e.guard, kind) and e.guard.layer == layer]
+    if previous is None:
+        if there:
+            raise ValueError(
+                f"layer {layer} has a {kind.what} already, of {there[-1]}: continue it by previous=, or undo it"
+            )
+        return None
+    if not isinstance(previous, Edit) or not isinstance(previous.guard, kind):
+        raise TypeError(f"previous must be an Edit that has a {kind.what}, not {previous!r}")
+    if previous.lm is not lm:
+        raise ValueError(f"previous is an edit of another model, {previous.lm.name}: its {kind.what} is useless here")
+    if not previous.active:
+        raise ValueError(f"previous was undone: {previous}")
+    if previous.guard.layer != layer:
+        raise ValueError(f"previous has its {kind.what} at layer {previous.guard.layer}, not {layer}: leave layer out")
+    if there[-1] is not previous:
+        raise ValueError(f"previous was continued already, by {there[-1]}: continue that one")
+    return previous.guard
 
 
 def factors(lm: LM, layer: int, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -365,14 +394,17 @@ def settle(lm: LM, presets: Mapping[str, Mapping[str, Any]], given: Mapping[str,
             if not math.isfinite(value) or value < 0 or (value == 0 and name in _POSITIVE):
                 least = "above" if name in _POSITIVE else "at least"
                 raise ValueError(f"{name} must be finite and {least} 0, not {value!r}")
+            if name in _SHARE and float(value) > 1:
+                raise ValueError(f"{name} must be a share in (0, 1], not {value!r}")
             settings[name] = float(value)
     settings["presets"] = lm.kind if lm.kind in presets else f"paper (no preset for this model{chosen})"
     return settings
 
 
-_WHOLE = {"steps": 1, "seed": 0}
-_POSITIVE = {"lr", "clamp_factor", "covariance_weight"}
-_NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss"}
+_WHOLE = {"steps": 1, "seed": 0, "shards": 1}
+_SHARE = {"mask_ratio", "density", "threshold"}
+_POSITIVE = {"lr", "clamp_factor", "covariance_weight", "epsilon"} | _SHARE
+_NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition"}
 
 
 def editor(method: Method) -> Method:

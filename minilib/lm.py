@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from . import packaged
+from . import guards, packaged
 from .requests import SLOT, Request, as_contexts, as_requests
 
 
@@ -329,7 +329,7 @@ class LM:
             raise ValueError(f"temperature must be 0 (greedy) or above 1e-6 and finite, not {temperature!r}")
         top_k = _whole(top_k, "top_k", least=0)
         seed = None if seed is None else _whole(seed, "seed", least=0)
-        single, prompts = _as_prompts(prompts)
+        single, prompts = as_prompts(prompts)
         rows = [self.encode(p, chat=self.has_chat if chat is None else chat).ids for p in prompts]
         longest = max(map(len, rows))
         if longest + max_new_tokens > self.context_length:
@@ -404,7 +404,7 @@ class LM:
             Wrap the prompts in the chat template; a Request decides for itself.
         batch_size : int, default 32
         """
-        _, prompts = _as_prompts(prompts)
+        _, prompts = as_prompts(prompts)
         batch_size = _whole(batch_size, "batch_size")
         rows = [self.encode(p, chat=chat).ids for p in prompts]
         found = []
@@ -430,7 +430,8 @@ class LM:
         batch_size = _whole(batch_size, "batch_size")
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
-            logits = self.model(**self.batch([p + t[:-1] for p, t in chunk]), use_cache=False).logits
+            with guards.prompts_end(self, [len(prompt) - 1 for prompt, _ in chunk]):
+                logits = self.model(**self.batch([p + t[:-1] for p, t in chunk]), use_cache=False).logits
             for row, (prompt, target) in zip(logits, chunk, strict=True):
                 yield row[len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
 
@@ -455,7 +456,7 @@ class LM:
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
-        """For the time of the block, the weights as they were before every edit in force."""
+        """For the time of the block, the model as it was before every edit in force."""
         originals: dict[str, Tensor] = {}
         for edit in reversed(self.edits):  # the earliest edit has the last word
             originals |= edit._originals
@@ -464,7 +465,8 @@ class LM:
         try:
             for name, parameter in parameters.items():
                 parameter.data.copy_(originals[name])
-            yield
+            with guards.silence(self):
+                yield
         finally:
             for name, parameter in parameters.items():
                 parameter.data.copy_(edited[name])
@@ -615,7 +617,7 @@ def _whole(value: Any, name: str, least: int = 1) -> int:
     return int(value)
 
 
-def _as_prompts(prompts: Any) -> tuple[bool, list]:
+def as_prompts(prompts: Any) -> tuple[bool, list]:
     """Whether one prompt was given, and the prompts as a list."""
     single = isinstance(prompts, (str, Request))
     prompts = [prompts] if single else list(prompts) if isinstance(prompts, (list, tuple)) else prompts

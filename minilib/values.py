@@ -18,22 +18,19 @@ on the tokens from the subject on. All requests are one batch; each stops on its
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import hooks, prefix
 from .lm import LM
 from .requests import SLOT, Request
+from .suffixes import Place, Suffixes, wide
 
-Place = Literal["mlp", "block"]
 KL_PROMPT = "{} is a"
 SEARCH = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "contexts", "stop_loss")  # find's settings
 
@@ -162,10 +159,10 @@ class Objective:
             torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
         )
         if self.contexts == 1:
-            self.passes = [_Suffixes(lm, layer, place, rows + about)]
+            self.passes = [Suffixes(lm, layer, place, rows + about)]
         else:
-            self.passes = [_Suffixes(lm, layer, place, rows), _Suffixes(lm, layer, place, about)]
-        self.v0 = _wide(self.passes[0].value[: len(rows) : self.contexts])
+            self.passes = [Suffixes(lm, layer, place, rows), Suffixes(lm, layer, place, about)]
+        self.v0 = wide(self.passes[0].value[: len(rows) : self.contexts])
         with torch.no_grad():  # the unedited model's answers: the target already? and what after the subject?
             targets, subjects = (lm.unembed(x) for x in self._picked([rows.last for rows in self.passes]))
             self._fold(torch.cat([targets, subjects]))
@@ -204,71 +201,3 @@ class Objective:
             after = self.lm.unembed(torch.cat(self._picked(self._run(torch.zeros_like(self.v0)))))
             if not torch.allclose(after, before, rtol=1e-2, atol=1e-2):
                 self.passes = [padded]
-
-
-class _Suffixes:
-    """Rows of tokens from the subject's last one on, ready to be run above a layer with δ at that token."""
-
-    folded = False
-
-    @torch.no_grad()
-    def __init__(self, lm: LM, layer: int, place: Place, rows: Sequence[tuple[list[int], list[int]]]) -> None:
-        """One pass over the unedited model: it leaves all that every step needs."""
-        self.lm, self.layer, self.place = lm, layer, place
-        inputs = prefix.inputs(lm, rows)
-        ends = {"value": lm.down_projection(layer), "block": lm.blocks[layer], "last": lm.blocks[-1]}
-        # Of the logits, the first token's are enough for the check.
-        first_only = hooks.replace(lm.head, lambda hidden: hidden[:, :1], at="input")
-        with hooks.calls(lm.blocks[layer:]) as self.calls, hooks.read(ends) as seen, first_only:
-            with hooks.read({0: lm.blocks[layer]}, at="input") as into:
-                logits = lm.model(**inputs, use_cache=False).logits
-        self.base, self.last = seen["block"], seen["last"]  # (rows, suffix, d): without δ
-        self.mlp = seen["value"].reshape(self.base.shape)[:, 0]  # (rows, d): the MLP's output at the subject
-        self.value = self.mlp if place == "mlp" else self.base[:, 0]  # what δ is added to
-        every = torch.arange(len(rows), device=lm.device)
-        self.at = every, torch.zeros_like(every)  # row and column of each subject
-        self.left = inputs["attention_mask"][:, : -self.base.shape[1]].bool()  # which tokens of the prefix are real
-        self._check(into[0], logits)
-
-    def fold(self) -> _Suffixes:
-        """The same with the one token of each row of the second half behind its row of the first: without padding."""
-        new, width = copy.copy(self), self.base.shape[1]
-        main, side = self.at[0].chunk(2)
-        fold = prefix.Fold(main, side, width, self.left)
-        new.base, new.calls, new.folded = fold(self.base), fold(self.calls), True
-        new.at = torch.cat([main, main]), torch.cat([self.at[1][main], self.at[1][side] + width])
-        return new
-
-    def __call__(self, delta: Float[Tensor, "subjects d"]) -> Float[Tensor, "rows suffix d"]:
-        """The last block's output with δ at each subject."""
-        hidden = self._enter(delta, self.place)
-        for block, (args, kwargs) in zip(self.lm.blocks[self.layer + 1 :], self.calls[1:], strict=True):
-            hidden = hooks.first(block(hidden, *args, **kwargs))
-        return hidden
-
-    def _enter(self, delta: Float[Tensor, "subjects d"], place: Place) -> Float[Tensor, "rows suffix d"]:
-        """The edited block's output with δ."""
-        delta = delta.to(self.base.dtype)
-        norm = self.lm.post_norm(self.layer)
-        if place == "mlp" and norm is not None:
-            delta = norm(self.mlp + delta) - norm(self.mlp)
-        return self.base.index_put(self.at, delta, accumulate=True)
-
-    def _check(self, entering: Tensor, logits: Tensor) -> None:
-        """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
-        lm, kind = self.lm, type(self.lm.model).__name__
-        close = functools.partial(torch.allclose, rtol=1e-2, atol=1e-2)
-        if not close(lm.unembed(self.last[:, 0]), _wide(logits[:, 0])):
-            raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
-        probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
-        probe = probe * self.mlp.norm() / len(self.mlp) ** 0.5 / probe.norm()
-        with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):
-            args, kwargs = self.calls[0]
-            block = hooks.first(lm.blocks[self.layer](entering, *args, **kwargs))
-        if not close(block[:, 0], self._enter(probe.expand_as(self.mlp), "mlp")[:, 0]):
-            raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In float32 at least: losses are not summed in half precision."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

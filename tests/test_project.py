@@ -21,11 +21,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports only from floors below its own.
 FLOORS = {
-    1: "requests hooks prefix facts refusals packaged stored",
+    1: "requests hooks prefix suffixes guards facts texts ties refusals packaged stored",
     2: "lm",
     3: "edits contexts keys covariance values tinyworld",
     4: "rome memit alphaedit grace wise unlearning recipes tracing",
-    5: "metrics attacks sequence benchmark figures widgets",
+    5: "saved metrics attacks sequence benchmark figures widgets",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 
