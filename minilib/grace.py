@@ -32,7 +32,7 @@ from .edits import Edit, changing, continued, editor, said_before, settle
 from .guards import Guard
 from .lm import LM
 from .requests import Request, as_requests, check_distinct
-from .suffixes import Suffixes
+from .suffixes import Suffixes, Targets
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"layer": None, "epsilon": 1.0, "steps": 100, "lr": 1.0, "stop_loss": 0.01},
@@ -188,7 +188,7 @@ def edit(
     s = settle(lm, PRESETS, given)
     s["layer"] = layer = lm.check_layer(s["layer"])
     book = continued(lm, Codebook, layer, previous)
-    rows = _rows(lm, requests)
+    rows = cut(lm.pairs(requests))
     with changing(lm, []):
         unedited = Suffixes(lm, layer, "mlp", rows)
         k, v0 = unedited.keys[:, 0].float(), unedited.mlp[:, 0].float()
@@ -290,23 +290,25 @@ def train(
     turns = {e: [i for i in rows if i >= old] for e, rows in members.items()}
     for turn in range(max(map(len, turns.values()), default=0)):
         now = {e: rows[turn] for e, rows in turns.items() if turn < len(rows)}  # each entry's request in this turn
-        rows = [(place, i) for place, e in enumerate(now) for i in members[e] if i <= now[e]]
-        entry, asked = torch.tensor([p for p, _ in rows], device=lm.device), [requests[i] for _, i in rows]
-        pass_ = Suffixes(lm, book.layer, "mlp", _rows(lm, asked))
-        row, column, token, weight = _wanted(lm, asked)
+        rows = [(n, i) for n, e in enumerate(now) for i in members[e] if i <= now[e]]
+        entry, pairs = torch.tensor([e for e, _ in rows], device=lm.device), lm.pairs([requests[i] for _, i in rows])
+        upper, targets = (
+            Suffixes(lm, book.layer, "mlp", cut(pairs)),
+            Targets(lm, [t for _, t in pairs], [0] * len(rows)),
+        )
         which = torch.tensor(list(now), device=lm.device)
         v = book.values[which].clone().requires_grad_()
         optimiser = torch.optim.Adam([v], lr=lr)
         active = torch.ones(len(now), dtype=torch.bool, device=lm.device)
         for step in tqdm(range(steps + 1), desc="values", disable=not progress):
-            last = pass_(v[entry] - pass_.mlp[:, 0])
-            log_p = lm.unembed(last[row, column]).log_softmax(-1)
-            said = log_p.gather(1, token.unsqueeze(1)).squeeze(1)
-            nll = v.new_zeros(len(rows)).index_add(0, row, -weight * said)
+            last = upper(v[entry] - upper.mlp[:, 0])  # v in the place of W k
+            nll = targets.nll(last)
+            if not torch.isfinite(nll).all():
+                raise ValueError(f"the loss is not finite at step {step}: lower lr")
             worst = v.new_zeros(len(now)).scatter_reduce(0, entry, nll.detach(), "amax")
-            for place_, i in enumerate(now.values()):
-                if active[place_]:
-                    traces[i - old]["loss"].append(nll[rows.index((place_, i))].item())
+            for n, i in enumerate(now.values()):
+                if active[n]:
+                    traces[i - old]["loss"].append(nll[rows.index((n, i))].item())
             active &= worst >= stop_loss
             if step == steps or not active.any():
                 break
@@ -316,14 +318,10 @@ def train(
             with torch.no_grad():
                 v[~active] = kept[~active]
         book.values[which] = v.detach()
-        right = log_p.argmax(-1) == token
-        first = pass_.lm.unembed(pass_.last[row, column]).argmax(-1) == token
-        for n, (_, i) in enumerate(rows):
-            if i in now.values():
-                notes += said_before([asked[n]], [bool(first[row == n].all())])
-            if not right[row == n].all():
-                request = asked[n]
-                notes.append(f"the model does not say {request.target!r} after {request.text!r}: raise steps")
+        for (_, i), before, after in zip(rows, targets.said(upper.last), targets.said(last), strict=True):
+            request = requests[i]
+            notes += said_before([request], [before and i in now.values()])
+            notes += [] if after else [f"{request.text!r} is not answered {request.target!r} yet: raise steps"]
     return traces, notes
 
 
@@ -339,14 +337,6 @@ def codebook(lm: LM, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
     return Codebook(layer, keys, values, epsilon, saved["targets"], requests, [int(x) for x in saved["owners"]])
 
 
-def _rows(lm: LM, requests: Sequence[Request]) -> list[tuple[list[int], list[int]]]:
-    """Prompts cut before their last token: what is left of it is a prefix, and GRACE acts on the rest's first token."""
-    return [(prompt[:-1], [prompt[-1], *target[:-1]]) for prompt, target in lm.pairs(requests)]
-
-
-def _wanted(lm: LM, requests: Sequence[Request]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each token of each target: row, column that predicts it, the token, and its weight in the row's mean."""
-    targets = [lm.encode_target(request.target) for request in requests]
-    asked = [(r, c, token, 1 / len(t)) for r, t in enumerate(targets) for c, token in enumerate(t)]
-    row, column, token, weight = (torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True))
-    return row, column, token, weight
+def cut(pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[list[int], list[int]]]:
+    """Prompts and targets, cut before the prompt's last token: GRACE acts on the first token of what is right of it."""
+    return [(prompt[:-1], [prompt[-1], *target[:-1]]) for prompt, target in pairs]

@@ -102,6 +102,38 @@ class Suffixes:
             raise ValueError(f"{kind} adds its MLP's output to the residual stream in a way minilib does not know")
 
 
+class Targets:
+    """What rows shall say: each target's tokens, and the column of the row that predicts its first.
+
+    Parameters
+    ----------
+    lm : LM
+    targets : list of list of int
+    first : list of int
+    """
+
+    def __init__(self, lm: Any, targets: Sequence[list[int]], first: Sequence[int]) -> None:
+        asked = [
+            (r, first[r] + j, t, 1 / len(target)) for r, target in enumerate(targets) for j, t in enumerate(target)
+        ]
+        self.lm, self.rows = lm, len(targets)
+        self.row, self.column, self.token, self.weight = (
+            torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
+        )
+
+    def nll(self, last: Float[Tensor, "rows suffix d"]) -> Float[Tensor, "rows"]:
+        """−log p(target) / (number of its tokens) from the last block's output (nats)."""
+        log_p = self.lm.unembed(last[self.row, self.column]).log_softmax(-1)
+        said = log_p.gather(1, self.token.unsqueeze(1)).squeeze(1)
+        return log_p.new_zeros(self.rows).index_add(0, self.row, -self.weight * said)
+
+    @torch.no_grad()
+    def said(self, last: Float[Tensor, "rows suffix d"]) -> list[bool]:
+        """Whether each token of each target is the likeliest, the earlier ones given."""
+        right = self.lm.unembed(last[self.row, self.column]).argmax(-1) == self.token
+        return [bool(right[self.row == r].all()) for r in range(self.rows)]
+
+
 def wide(x: Tensor) -> Tensor:
     """In float32 at least: losses are not summed in half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -9,10 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+def split(items: Sequence[Item], shards: int) -> list[list[Item]]:
+    """A list in parts of nearly equal length, in order."""
+    edges = [round(i * len(items) / shards) for i in range(shards + 1)]
+    return [list(items[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def draw_mask(shape: Sequence[int], ratio: float, generator: torch.Generator) -> Bool[Tensor, "d_out d_k"]:

@@ -34,8 +34,8 @@ from .edits import Edit, changing, continued, editor, said_before, settle
 from .guards import PromptGuard
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
-from .suffixes import Suffixes
-from .ties import draw_mask, ties
+from .suffixes import Suffixes, Targets
+from .ties import draw_mask, split, ties
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {  # the authors' settings for Llama 2 7B, margins aside: theirs are in other units
@@ -225,28 +225,29 @@ def edit(
     others = texts.irrelevant(lm, requests, irrelevant, s["seed"])
     generator = torch.Generator().manual_seed(s["seed"] + sum(len(side.shards) for side in before))
     with changing(lm, []):
-        away = _at_end(lm, layer, others)
-        scale = (away @ lm.memory(layer).detach().float().T).norm(dim=1).mean().item()
-        s["scale"] = scale
-        deltas, traces, keys, notes = [], [], [], []
-        for some in _parts(list(range(len(requests))), s["shards"]):
+        away = torch.stack([k[-1] for k in guards.keys(lm, layer, others)])
+        scale = s["scale"] = (away @ lm.memory(layer).detach().float().T).norm(dim=1).mean().item()
+        if retrieve:  # what another memory answers is irrelevant to this one
+            away = torch.cat([away, *(side.keys for side in before)])
+        limits = tuple(margin * scale for margin in s["margins"])
+        how = {name: s[name] for name in ("steps", "precondition", "stop_loss")}
+        how["lr"] = s["lr"] * (scale if s["precondition"] else 1)
+        shard, keys, traces, notes = [], [], [], []
+        for some in split(list(zip(requests, pairs, strict=True)), s["shards"]):
             mask = draw_mask(lm.memory(layer).shape, s["mask_ratio"], generator).to(lm.device)
-            rows = [pair for i in some for pair in pairs[i]]
-            limits = tuple(m * scale for m in s["margins"])
-            how = {name: s[name] for name in ("steps", "precondition", "stop_loss")}
-            how["lr"] = s["lr"] * (scale if s["precondition"] else 1)
+            rows = [pair for _, contexts_ in some for pair in contexts_]
             D, k, trace, said = train(lm, layer, rows, away, mask, limits, progress=progress, **how)
-            deltas.append(D)
-            keys.append(k[:: len(s["contexts"])])
+            shard.append(D)
+            keys.append(k[:: len(s["contexts"])])  # of the plain prompt, or of the first context
             traces.append(trace)
-            notes += said_before([requests[i] for i in some], said[:: len(s["contexts"])])
-        new = torch.stack(deltas), torch.cat(keys)
+            notes += said_before([request for request, _ in some], said[:: len(s["contexts"])])
+        shards_, keys_ = torch.stack(shard), torch.cat(keys)
         if before and not retrieve:
-            new = torch.cat([before[-1].shards, new[0]]), torch.cat([before[-1].keys, new[1]])
-            before = before[:-1]
-        merged = ties(new[0], s["density"]) if len(new[0]) > 1 else new[0][0]
-        least = activation(merged, new[1]).min().item()
-        side = Side(new[0], merged, new[1], s["threshold"] * least * (1 - ROUNDING))
+            *before, last = before
+            shards_, keys_ = torch.cat([last.shards, shards_]), torch.cat([last.keys, keys_])
+        delta = ties(shards_, s["density"]) if len(shards_) > 1 else shards_[0]
+        least = activation(delta, keys_).min().item()
+        side = Side(shards_, delta, keys_, s["threshold"] * least * (1 - ROUNDING))
         guard = SideMemories(layer, guards.opening(lm), [*before, side])
         return Edit(lm, "wise", requests, s, {}, traces=traces, notes=notes, guard=guard, previous=previous)
 
@@ -309,21 +310,18 @@ def train(
     said : list of bool
         Whether the model said each target before.
     """
-    pass_ = Suffixes(lm, layer, "mlp", [([], prompt + target[:-1]) for prompt, target in rows])
-    ends = torch.tensor([len(prompt) - 1 for prompt, _ in rows], device=lm.device)
-    asked = [(r, len(p) - 1 + j, token, 1 / len(t)) for r, (p, t) in enumerate(rows) for j, token in enumerate(t)]
-    row, column, token, weight = (torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True))
-    k, here = pass_.keys.float(), pass_.keys[torch.arange(len(rows), device=lm.device), ends].float()
-    right = lm.unembed(pass_.last[row, column]).argmax(-1) == token
+    upper = Suffixes(lm, layer, "mlp", [([], prompt + target[:-1]) for prompt, target in rows])
+    ends = [len(prompt) - 1 for prompt, _ in rows]
+    targets = Targets(lm, [target for _, target in rows], ends)
+    k = upper.keys.float()
+    here = k[torch.arange(len(rows)), torch.tensor(ends)]
     B = torch.zeros(mask.shape, device=lm.device, requires_grad=True)
     whiten = whitening(torch.cat([here, irrelevant]), precondition) if precondition else None
     optimiser = torch.optim.Adam([B], lr=lr)
     trace: dict[str, list[float]] = {name: [] for name in ("loss", "nll", "margin", "edits", "irrelevant")}
     for step in tqdm(range(steps + 1), desc="D", disable=not progress):
         D = torch.where(mask, B if whiten is None else B @ whiten, 0)
-        log_p = lm.unembed(pass_(k @ D.T)[row, column]).log_softmax(-1)
-        said = log_p.gather(1, token.unsqueeze(1)).squeeze(1)
-        nll = k.new_zeros(len(rows)).index_add(0, row, -weight * said)
+        nll = targets.nll(upper(k @ D.T))
         edits, others = activation(D, here), activation(D, irrelevant)
         margin = margin_loss(edits, others, margins)
         loss = nll.mean() + margin
@@ -336,7 +334,7 @@ def train(
             break
         (B.grad,) = torch.autograd.grad(loss, B)
         optimiser.step()
-    return D.detach(), here, trace, [bool(right[row == r].all()) for r in range(len(rows))]
+    return D.detach(), here, trace, targets.said(upper.last)
 
 
 def whitening(k: Float[Tensor, "n d_k"], ridge: float) -> Float[Tensor, "d_k d_k"]:
@@ -380,14 +378,3 @@ def _pair(lm: LM, request: Request, context: str) -> tuple[list[int], list[int]]
     pair = lm.encode_request(request, context)[0], lm.encode_target(request.target)
     lm.check_length([pair])
     return pair
-
-
-def _at_end(lm: LM, layer: int, rows: Sequence[list[int]]) -> Float[Tensor, "rows d_k"]:
-    """Keys at the last token of each row."""
-    return torch.stack([k[-1] for k in guards.keys(lm, layer, rows)])
-
-
-def _parts(items: list[int], n: int) -> list[list[int]]:
-    """A list in n parts of nearly equal length, in order."""
-    edges = [round(i * len(items) / n) for i in range(n + 1)]
-    return [items[a:b] for a, b in zip(edges, edges[1:], strict=False)]
