@@ -91,10 +91,7 @@ class Codebook(Guard):
             return None
         distance, entry = self.nearest(k[maybe])
         inside = distance <= self.epsilon[entry]
-        if not inside.any():
-            return None
-        rows = maybe.nonzero().squeeze(1)[inside]
-        changed = output.clone()
+        changed, rows = output.clone(), maybe.nonzero().squeeze(1)[inside]
         changed.view(len(k), -1)[rows] = self.values[entry[inside]].to(output.dtype)
         return changed
 
@@ -104,8 +101,8 @@ class Codebook(Guard):
         Every token is looked up. Shown is the last one inside a ball, or else the prompt's last.
         """
         found = []
-        rows = [ids for _, ids in prompts]
-        for (text, ids), k in zip(prompts, guards.keys(lm, self.layer, rows), strict=True):
+        looked = guards.keys(lm, self.layer, [ids for _, ids in prompts])
+        for (text, ids), k in zip(prompts, looked, strict=True):
             distance, entry = self.nearest(k)
             inside = distance <= self.epsilon[entry]
             at = int(inside.nonzero()[-1]) if inside.any() else len(ids) - 1
@@ -261,14 +258,7 @@ def place(
 
 @torch.inference_mode(False)
 def train(
-    lm: LM,
-    book: Codebook,
-    new: int,
-    *,
-    steps: int,
-    lr: float,
-    stop_loss: float,
-    progress: bool = False,
+    lm: LM, book: Codebook, new: int, *, steps: int, lr: float, stop_loss: float, progress: bool = False
 ) -> tuple[list[dict[str, list[float]]], list[str]]:
     """Train the values of the entries that the last ``new`` requests belong to, in place.
 
@@ -291,12 +281,10 @@ def train(
     for turn in range(max(map(len, turns.values()), default=0)):
         now = {e: rows[turn] for e, rows in turns.items() if turn < len(rows)}  # each entry's request in this turn
         rows = [(n, i) for n, e in enumerate(now) for i in members[e] if i <= now[e]]
-        entry, pairs = torch.tensor([e for e, _ in rows], device=lm.device), lm.pairs([requests[i] for _, i in rows])
-        upper, targets = (
-            Suffixes(lm, book.layer, "mlp", cut(pairs)),
-            Targets(lm, [t for _, t in pairs], [0] * len(rows)),
-        )
-        which = torch.tensor(list(now), device=lm.device)
+        pairs = lm.pairs([requests[i] for _, i in rows])
+        upper = Suffixes(lm, book.layer, "mlp", cut(pairs))
+        targets = Targets(lm, [target for _, target in pairs], [0] * len(rows))
+        entry, which = (torch.tensor(x, device=lm.device) for x in ([n for n, _ in rows], list(now)))
         v = book.values[which].clone().requires_grad_()
         optimiser = torch.optim.Adam([v], lr=lr)
         active = torch.ones(len(now), dtype=torch.bool, device=lm.device)

@@ -54,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "llama-30x576": {"layer": 20, "mask_ratio": 1.0, "shards": 1, "threshold": 0.9},  # SmolLM2-135M
 }
+Margins = tuple[float, float, float]
 ROUNDING = 0.01  # so much lower is ε, or the edit with the least Δact were locked out by rounding, in bfloat16 at most
 
 
@@ -137,7 +138,7 @@ def edit(
     layer: int | None = None,
     *,
     irrelevant: Sequence[str | Request] | str | None = None,
-    margins: tuple[float, float, float] | None = None,
+    margins: Margins | None = None,
     mask_ratio: float | None = None,
     shards: int | None = None,
     density: float | None = None,
@@ -257,9 +258,7 @@ def activation(D: Float[Tensor, "d_out d_k"], k: Float[Tensor, "rows d_k"]) -> F
     return (k @ D.T).norm(dim=1)
 
 
-def margin_loss(
-    edits: Float[Tensor, "edits"], irrelevant: Float[Tensor, "irrelevant"], margins: tuple[float, float, float]
-) -> Tensor:
+def margin_loss(edits: Float[Tensor, "edits"], irrelevant: Float[Tensor, "irrelevant"], margins: Margins) -> Tensor:
     """The three margins between Δact of edits and of irrelevant prompts, each a mean over prompts or pairs."""
     alpha, beta, gamma = margins
     apart = gamma - (edits.unsqueeze(1) - irrelevant)
@@ -273,7 +272,7 @@ def train(
     rows: Sequence[tuple[list[int], list[int]]],
     irrelevant: Float[Tensor, "irrelevant d_k"],
     mask: Bool[Tensor, "d_out d_k"],
-    margins: tuple[float, float, float],
+    margins: Margins,
     *,
     steps: int,
     lr: float,
@@ -345,7 +344,7 @@ def whitening(k: Float[Tensor, "n d_k"], ridge: float) -> Float[Tensor, "d_k d_k
     return torch.linalg.solve_triangular(torch.linalg.cholesky(C), eye, upper=False).to(k)
 
 
-def check_margins(margins: Any) -> tuple[float, float, float]:
+def check_margins(margins: Any) -> Margins:
     """(α, β, γ) as numbers; α above β would let an irrelevant prompt in."""
     try:
         alpha, beta, gamma = (float(m) for m in margins)
