@@ -246,7 +246,7 @@ def edit(
         if before and not retrieve:
             *before, last = before
             shards_, keys_ = torch.cat([last.shards, shards_]), torch.cat([last.keys, keys_])
-        delta = ties(shards_, s["density"]) if len(shards_) > 1 else shards_[0]
+        delta = ties(shards_, s["density"]) if len(shards_) > 1 else shards_[0].clone()
         least = activation(delta, keys_).min().item()
         side = Side(shards_, delta, keys_, s["threshold"] * least * (1 - ROUNDING))
         guard = SideMemories(layer, guards.opening(lm), [*before, side])

@@ -1,0 +1,188 @@
+"""WISE on twenty refusals: what its routing lets in, under other settings, and beside GRACE and ROME.
+
+Each run trains a memory, and asks for the edited questions, three rephrasings of each, another question about each
+subject, and unrelated questions that were not given as irrelevant prompts. With one memory, an answer is that of W' or
+that of W, so that one training gives the scores at every threshold; an edit continued by ``previous=``, GRACE and ROME
+are scored as they stand. Run: python benchmarks/wise_routing.py (half an hour on one core)
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from scores import REFUSAL, known_facts
+
+import minilib
+from minilib import contexts, grace, refusals, rome, stored, wise
+
+FACTS = 20
+THRESHOLDS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.3)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Facts to edit, questions to leave alone, and what the unedited model says to all that is asked."""
+
+    requests: list[minilib.Request]
+    forms: list[minilib.Request]  # three for each fact
+    same: list[str]  # another question about each subject, those aside that are edited themselves
+    given: list[str]  # for irrelevant=
+    unrelated: list[str]  # held out from it
+    before: dict[str, str]
+
+    def asked(self) -> dict[str, Sequence[str | minilib.Request]]:
+        return {
+            "reliability": self.requests, "generality": self.forms,
+            "same subject": self.same, "unrelated": self.unrelated,
+        }  # fmt: skip
+
+
+def text(prompt: str | minilib.Request) -> str:
+    return prompt if isinstance(prompt, str) else prompt.text
+
+
+def draw(lm: minilib.LM, number: int) -> Draw:
+    """Facts 20 · number on; of the questions that name none of their subjects every third is held out."""
+    known = known_facts()
+    edited = known[FACTS * number : FACTS * (number + 1)]
+    subjects = [fact.subject.casefold() for fact in edited]
+    requests = [fact.request(REFUSAL) for fact in edited]
+    others = [fact.request(REFUSAL).text for fact in known if fact not in edited]
+    others = list(dict.fromkeys(q for q in others if not any(s in q.casefold() for s in subjects)))
+    same = [f.neighbours[1].text for f in edited if f.neighbours[1].text not in {r.text for r in requests}]
+    forms = [form for fact in edited for form in fact.rephrased(REFUSAL)]
+    held = others[number % 3 :: 3]
+    given = [q for q in others if q not in held]
+    every = [text(prompt) for prompt in (*requests, *forms, *same, *held)]
+    return Draw(requests, forms, same, given, held, dict(zip(every, lm.generate(every), strict=True)))
+
+
+def right(name: str, prompt: str | minilib.Request, answer: str, before: dict[str, str]) -> bool:
+    """Edits and rephrasings are to be refused, everything else is to be answered word for word as before."""
+    return refusals.is_refusal(answer) if name in ("reliability", "generality") else answer == before[text(prompt)]
+
+
+def share(values: Sequence[bool]) -> float:
+    return round(statistics.fmean(values), 4)
+
+
+def scores(lm: minilib.LM, drawn: Draw) -> dict[str, Any]:
+    """Of the model as it stands."""
+    found: dict[str, Any] = {}
+    for name, prompts in drawn.asked().items():
+        answers = lm.generate([text(p) for p in prompts])
+        found[name] = share([right(name, p, a, drawn.before) for p, a in zip(prompts, answers, strict=True)])
+        if name == "unrelated":
+            found["unrelated refused"] = share([refusals.is_refusal(a) for a in answers])
+    return found
+
+
+def curve(lm: minilib.LM, edit: minilib.Edit, drawn: Draw) -> list[dict[str, Any]]:
+    """Scores at each threshold: where Δact is above, the answer of W' counts, elsewhere that of W."""
+    assert isinstance(edit.guard, wise.SideMemories)
+    (side,) = edit.guard.sides
+    least = wise.activation(side.delta, side.keys).min().item() * (1 - wise.ROUNDING)
+    every = [text(p) for prompts in drawn.asked().values() for p in prompts]
+    act = dict(zip(every, (row["activation"] / least for row in edit.explain(every)), strict=True))
+    edit.guard.sides = [replace(side, epsilon=min(THRESHOLDS) * least)]
+    read = [q for q in every if act[q] > min(THRESHOLDS)]
+    after = dict(zip(read, lm.generate(read), strict=True))
+    edit.guard.sides = [side]
+    found = []
+    for threshold in THRESHOLDS:
+        row: dict[str, Any] = {"threshold": threshold}
+        for name, prompts in drawn.asked().items():
+            answers = [(after if act[text(p)] > threshold else drawn.before)[text(p)] for p in prompts]
+            good = [right(name, p, a, drawn.before) for p, a in zip(prompts, answers, strict=True)]
+            row[name] = share(good)
+            if name == "generality":
+                row["forms"] = [share(good[i::3]) for i in range(3)]
+            if name == "unrelated":
+                row["unrelated refused"] = share([refusals.is_refusal(a) for a in answers])
+        found.append(row)
+    return found
+
+
+def one(lm: minilib.LM, drawn: Draw, name: str, requests: Any = None, **settings: Any) -> dict[str, Any]:
+    """One training, scored at all thresholds."""
+    started = time.perf_counter()
+    with wise.edit(lm, requests or drawn.requests, **{"irrelevant": drawn.given, **settings}) as edit:
+        seconds = round(time.perf_counter() - started, 1)
+        assert isinstance(edit.guard, wise.SideMemories)
+        side = edit.guard.sides[0]
+        size = side.delta.norm() / lm.memory(edit.guard.layer).norm()
+        last = [{key: values[-1] for key, values in trace.items()} for trace in edit.traces]
+        row = {
+            "run": name, "seconds": seconds, "steps": [len(trace["loss"]) - 1 for trace in edit.traces],
+            "margin loss": [round(x["margin"], 4) for x in last], "nll": [round(x["nll"], 4) for x in last],
+            "least edit": round(wise.activation(side.delta, side.keys).min().item(), 3),
+            "scale": round(edit.settings["scale"], 2), "size": round(size.item(), 4),
+            "curve": curve(lm, edit, drawn),
+        }  # fmt: skip
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def in_calls(lm: minilib.LM, drawn: Draw, calls: int, retrieve: bool) -> dict[str, Any]:
+    """The same facts in several calls, each continuing the one before."""
+    made: list[minilib.Edit] = []
+    n = len(drawn.requests) // calls
+    for i in range(calls):
+        some = drawn.requests[i * n : (i + 1) * n]
+        before = made[-1] if made else None
+        made.append(wise.edit(lm, some, irrelevant=drawn.given, retrieve=retrieve, previous=before))
+    assert isinstance(made[-1].guard, wise.SideMemories)
+    row = {"calls": calls, "retrieve": retrieve, "memories": len(made[-1].guard.sides), **scores(lm, drawn)}
+    while made:
+        made.pop().undo()
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def main() -> None:
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    lm = minilib.load("smollm2-135m")
+    drawn = draw(lm, 0)
+    found: dict[str, Any] = {
+        "edited": [f"{fact.relation}: {fact.subject}" for fact in known_facts()[:FACTS]],
+        "given": drawn.given, "unrelated": drawn.unrelated,
+    }  # fmt: skip
+
+    def keep(kind: str, row: dict[str, Any]) -> None:
+        found.setdefault(kind, []).append(row)
+        stored.save("wise_routing", found, "benchmarks/wise_routing.py", began)
+
+    keep("draws", one(lm, drawn, "0"))
+    for name, method in (("GRACE", grace), ("ROME", rome)):
+        started = time.perf_counter()
+        with method.edit(lm, drawn.requests):
+            seconds = round(time.perf_counter() - started, 1)
+            keep("methods", {"method": name, "seconds": seconds, **scores(lm, drawn)})
+            print(json.dumps(found["methods"][-1]), file=sys.stderr, flush=True)
+    for number in (1, 2):
+        keep("draws", one(lm, draw(lm, number), str(number)))
+    keep("whitening", one(lm, drawn, "none", precondition=0.0))
+    keep("irrelevant", one(lm, drawn, "sampled text", irrelevant="sampled"))
+    keep("irrelevant", one(lm, drawn, "24 questions", irrelevant=drawn.given[:24]))
+    for layer in (24, 22, 16):
+        keep("layers", one(lm, drawn, str(layer), layer=layer))
+    keep("calls", in_calls(lm, drawn, 4, False))
+    keep("calls", in_calls(lm, drawn, 4, True))
+    both = [r for request, form in zip(drawn.requests, drawn.forms[::3], strict=True) for r in (request, form)]
+    keep("trained on", one(lm, drawn, "one rephrasing more", both))
+    for margins in ((0.05, 0.6, 0.4), (0.3, 1.2, 0.8)):
+        keep("margins", one(lm, drawn, ", ".join(f"{m:g}" for m in margins), margins=margins))
+    for ratio, shards, lr in ((0.5, 2, 1e-4), (0.2, 2, 1e-4), (0.2, 2, 5e-4), (0.2, 4, 5e-4)):
+        keep("masks", one(lm, drawn, f"{ratio:g}, {shards}, {lr:g}", mask_ratio=ratio, shards=shards, lr=lr))
+    prefixes = contexts.resolve(lm, "sampled", 0, ((10, 2),))
+    keep("trained on", one(lm, drawn, "two prefixes more", contexts=prefixes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""What GRACE and WISE share: they answer where people really use a model, and leave no trace where they do not."""
+
+import copy
+import gc
+import io
+import pickle
+
+import pytest
+import torch
+from models import ARCHITECTURES, assert_same_weights, random_lm, weights
+from test_hooks import hooks_left
+
+import minilib
+from minilib import Request, grace, guards, rome, wise
+
+ASKED = [Request("The capital of {} is", "France", " Rome"), Request("{} is known for", "Japan", " the")]
+AWAY = ["The river flows to", "A dog is a kind of", "Five and two make", "My friend said that he", "In the year of the"]
+HOW = {
+    "grace": {"epsilon": 0.05, "lr": 0.5, "steps": 300},
+    "wise": {"irrelevant": AWAY, "steps": 300, "lr": 0.01, "shards": 1, "mask_ratio": 1.0},
+}
+LAYER = 2
+
+
+def edit(method: str, lm, requests=ASKED, **changed):
+    return {"grace": grace, "wise": wise}[method].edit(lm, requests, **{"layer": LAYER, **HOW[method], **changed})
+
+
+def logits(lm, texts=AWAY, side="right"):
+    rows = [lm.encode(text).ids for text in texts]
+    batch = lm.batch(rows, side=side)
+    with torch.no_grad():
+        out = lm.model(**batch, use_cache=False).logits
+    return [row[mask.bool()] for row, mask in zip(out, batch["attention_mask"], strict=True)]
+
+
+def by_hand(lm, prompt: str, steps: int, cache: bool) -> list[int]:
+    """Greedy generation by calling the model, one token after another, from a cache or from the beginning."""
+    ids = list(lm.encode(prompt).ids)
+    start, kept = len(ids), None
+    with torch.no_grad():
+        for _ in range(steps):
+            if cache:
+                fed = torch.tensor([ids if kept is None else ids[-1:]])
+                out = lm.model(input_ids=fed, use_cache=True, past_key_values=kept)
+                kept = out.past_key_values
+            else:
+                out = lm.model(input_ids=torch.tensor([ids]), use_cache=False)
+            ids.append(int(out.logits[0, -1].argmax()))
+    return ids[start:]
+
+
+@pytest.fixture(params=["grace", "wise"])
+def method(request):
+    return request.param
+
+
+def test_the_target_is_said_and_everything_else_bit_for_bit_as_before(llama, method):
+    before, weights_before, left = logits(llama), weights(llama), hooks_left(llama.model)
+    made = edit(method, llama)
+    assert not made.deltas and made.sizes() == {}
+    assert llama.generate([r.text for r in ASKED], 3, chat=False)[0].startswith(" Rome")
+    assert llama.generate([r.text for r in ASKED], 6, chat=False)[1].startswith(" the")
+    assert all(torch.equal(a, b) for a, b in zip(logits(llama), before, strict=True))
+    assert_same_weights(llama, weights_before)
+    tree = [name for name, _ in llama.model.named_modules()]
+    made.undo()
+    assert hooks_left(llama.model) == left and tree == [name for name, _ in llama.model.named_modules()]
+    assert all(torch.equal(a, b) for a, b in zip(logits(llama), before, strict=True))
+
+
+def test_cache_batch_and_padding_make_no_difference(llama, method):
+    edit(method, llama)
+    prompts = [r.text for r in ASKED] + AWAY
+    together = llama.generate(prompts, 6, chat=False)
+    assert together == [llama.generate(p, 6, chat=False) for p in prompts]
+    assert together == llama.generate(prompts[::-1], 6, chat=False, batch_size=2)[::-1]
+    for prompt, text in zip(prompts, together, strict=True):
+        ids = by_hand(llama, prompt, 6, cache=True)
+        assert llama.tokenizer.decode(llama.encode(prompt).ids + ids).endswith(text)
+    for a, b in zip(logits(llama, prompts, "left"), logits(llama, prompts, "right"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_grace_needs_no_cache(llama):
+    edit("grace", llama)
+    for r in ASKED:
+        assert by_hand(llama, r.text, 5, cache=False) == by_hand(llama, r.text, 5, cache=True)
+
+
+def test_in_chat_wise_needs_none_either(chatty, method):
+    asked = [Request("What is the capital of {}?", "France", "the", chat=True)]
+    edit(method, chatty, asked)
+    ids = list(chatty.encode(asked[0]).ids)
+    said = chatty.generate(asked, 6)[0]
+    for _ in range(6):
+        with torch.no_grad():
+            ids.append(int(chatty.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    assert chatty.tokenizer.decode(ids).endswith(said) and said.startswith("the")
+
+
+def test_scoring_and_generating_agree(llama, method):
+    """Teacher-forced, the answer stands in the same call as the prompt."""
+    edit(method, llama)
+    assert all(p > 0.3 for p in llama.probability(ASKED))
+    torch.testing.assert_close(
+        torch.stack([steps[0] for steps in llama.target_logprobs(ASKED)]).exp(),
+        torch.stack([llama.logprobs(r.text)[0, llama.encode_target(r.target)[0]] for r in ASKED]).exp(),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+
+
+def test_a_copy_and_a_pickle_are_edited_too(llama, method):
+    made = edit(method, llama)
+    said = llama.generate(ASKED, 5)
+    copies = [copy.deepcopy(llama.model), pickle.loads(pickle.dumps(llama.model))]
+    file = io.BytesIO()
+    torch.save(llama.model, file)
+    file.seek(0)
+    copies.append(torch.load(file, weights_only=False))
+    made.undo()
+    assert llama.generate(ASKED, 5) != said
+    for model in copies:
+        assert minilib.LM(model, llama.tokenizer).generate(ASKED, 5) == said
+
+
+def test_it_moves_between_precisions(llama, method):
+    edit(method, llama, **({"threshold": 0.8} if method == "wise" else {}))
+    llama.model.to(torch.bfloat16)
+    assert [text.startswith(r.target[:5]) for text, r in zip(llama.generate(ASKED, 4), ASKED, strict=True)] == [True] * 2
+
+
+def test_a_cache_that_is_dropped_is_forgotten(llama):
+    made = edit("wise", llama)
+    llama.generate(ASKED, 5)
+    gc.collect()
+    assert len(made.guard._held) == 0
+
+
+def test_a_cache_continued_for_other_rows_is_an_error(llama):
+    edit("wise", llama)
+    ids = torch.tensor([llama.encode(ASKED[0].text).ids])
+    with torch.no_grad():
+        cache = llama.model(input_ids=ids, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(2)
+        with pytest.raises(ValueError, match="filled for 1 prompts and is continued for 2"):
+            llama.model(input_ids=ids[:, :1].expand(2, 1), past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("first", ["rome", "grace", "wise"])
+@pytest.mark.parametrize("second", ["rome", "grace", "wise"])
+def test_one_on_another_and_undone_in_order(llama, reference, first, second):
+    """At the same layer where two of a kind are not refused."""
+    before, start = weights(llama), logits(llama)
+    other = Request("The tower stands in {} and", "Spain", " Rome")
+    layers = {"rome": 2, "grace": 2, "wise": 2}
+
+    def do(method, request, layer):
+        if method == "rome":
+            how = {**reference["search"], "covariance": reference["covariance"], "layer": layer}
+            return rome.edit(llama, request, **how)
+        return edit(method, llama, request, layer=layer)
+
+    one = do(first, ASKED[0], layers[first])
+    between, weights_between = logits(llama, [ASKED[0].text, *AWAY]), weights(llama)
+    two = do(second, other, 1 if second == first else layers[second])
+    assert llama.generate(other, 1).startswith(" Rome")
+    with pytest.raises(ValueError, match="lies under a later edit"):
+        one.undo()
+    two.undo()
+    assert all(torch.equal(a, b) for a, b in zip(logits(llama, [ASKED[0].text, *AWAY]), between, strict=True))
+    assert_same_weights(llama, weights_between)
+    one.undo()
+    assert all(torch.equal(a, b) for a, b in zip(logits(llama), start, strict=True))
+    assert_same_weights(llama, before)
+    assert not llama.edits
+
+
+def test_what_is_searched_in_the_weights_does_not_depend_on_guards(llama, reference, method):
+    how = {**reference["search"], "covariance": reference["covariance"], "layer": 3}
+    alone = rome.edit(llama, ASKED[0], **how)
+    deltas = alone.deltas
+    alone.undo()
+    edit(method, llama)
+    for name, delta in rome.edit(llama, ASKED[0], **how).deltas.items():
+        assert torch.equal(delta, deltas[name])
+
+
+def test_unedited_and_strength_zero_are_the_model_before(llama, method):
+    before = logits(llama, [r.text for r in ASKED])
+    made = edit(method, llama)
+    for block in (llama.unedited(), made.at_strength(0)):
+        with block:
+            assert all(torch.equal(a, b) for a, b in zip(logits(llama, [r.text for r in ASKED]), before, strict=True))
+    with made.at_strength(1):
+        assert not torch.equal(logits(llama, [ASKED[0].text])[0], before[0])
+    with pytest.raises(ValueError, match="strength must be 0 or 1 for"):
+        made.at_strength(0.5).__enter__()
+    (prompt, was, now), _ = made.answers(max_new_tokens=2)
+    assert prompt == ASKED[0].text and now.startswith("Rome") and not was.startswith("Rome")
+
+
+def test_saved_and_loaded(llama, method, tmp_path):
+    made = edit(method, llama)
+    said, edited = llama.generate(ASKED, 5), logits(llama, [ASKED[0].text])[0]
+    made.save(tmp_path)
+    made.undo()
+    again = minilib.load_edit(llama, tmp_path)
+    assert llama.generate(ASKED, 5) == said and torch.equal(logits(llama, [ASKED[0].text])[0], edited)
+    assert again.requests == made.requests and again.settings == made.settings and again.method == method
+    with pytest.raises(ValueError, match="undo it before loading another"):
+        minilib.load_edit(llama, tmp_path)
+    again.undo()
+    with pytest.raises(ValueError, match="another model"):
+        minilib.load_edit(random_lm("llama"), tmp_path)
+
+
+def test_a_continued_edit_is_loaded_on_its_beginning_or_alone(llama, method, tmp_path):
+    one = edit(method, llama, ASKED[:1])
+    two = edit(method, llama, ASKED[1:], previous=one)
+    said = llama.generate(ASKED, 5)
+    one.save(tmp_path / "one")
+    two.save(tmp_path / "two")
+    two.undo()
+    one.undo()
+    minilib.load_edit(llama, tmp_path / "one")
+    second = minilib.load_edit(llama, tmp_path / "two")
+    assert llama.generate(ASKED, 5) == said
+    second.undo()
+    assert llama.generate(ASKED[0], 5) == said[0]
+    llama.edits[0].undo()
+    minilib.load_edit(llama, tmp_path / "two")
+    assert llama.generate(ASKED, 5) == said
+
+
+def test_a_damaged_file_is_an_error_and_changes_nothing(llama, method, tmp_path):
+    edit(method, llama).save(tmp_path)
+    llama.edits[0].undo()
+    text = (tmp_path / "edit.json").read_text("utf8")
+    left = hooks_left(llama.model)
+    for broken in (text.replace('"layer": 2', '"layer": 77'), text.replace('"guard": {', '"guard": {"layer": "x", "old": {')):
+        (tmp_path / "edit.json").write_text(broken, "utf8")
+        with pytest.raises(ValueError, match="damaged"):
+            minilib.load_edit(llama, tmp_path)
+    assert hooks_left(llama.model) == left and not llama.edits
+
+
+def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
+    before, left = logits(llama), hooks_left(llama.model)
+    first = edit(method, llama, ASKED[:1])
+    between = logits(llama, [ASKED[0].text])
+    calls = []
+
+    def stop(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 3:
+            raise KeyboardInterrupt
+        return adam(*args, **kwargs)
+
+    adam = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        edit(method, llama, ASKED[1:], previous=first, stop_loss=0.0)
+    assert llama.edits == [first] and not first.guard.silent
+    assert torch.equal(logits(llama, [ASKED[0].text])[0], between[0])
+    first.undo()
+    assert hooks_left(llama.model) == left
+    assert all(torch.equal(a, b) for a, b in zip(logits(llama), before, strict=True))
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_every_architecture(kind, method):
+    lm = random_lm(kind)
+    before = logits(lm)
+    made = edit(method, lm, ASKED, layer=1)
+    loss = [trace["loss"] for trace in made.traces]
+    assert loss and all(x[-1] < x[0] for x in loss)
+    assert [text.strip() for text in lm.generate(ASKED, 1)] == ["Rome", "the"]
+    assert all(torch.equal(a, b) for a, b in zip(logits(lm), before, strict=True))
+    made.undo()
+
+
+def test_explain_says_what_is_decided(llama, method):
+    made = edit(method, llama)
+    rows = made.explain([ASKED[0], *AWAY], chat=False)
+    assert [row["decided"] for row in rows] == [True] + [False] * len(AWAY)
+    assert rows[0]["prompt"] == ASKED[0].text
+    assert llama.generate(ASKED[0], 2).startswith(" Ro")  # looking changes nothing
+    made.undo()
+    with pytest.raises(ValueError, match="was undone"):
+        made.explain(AWAY)
+    with pytest.raises(ValueError, match="nothing to explain"):
+        rome.edit(llama, ASKED[0], layer=2, covariance={2: torch.eye(96)}, steps=2).explain(AWAY)
+
+
+def test_the_opening_of_an_answer(chatty, llama, word_level):
+    ids = guards.opening(chatty)
+    assert ids and chatty.encode("Hello", chat=True).ids[-len(ids) :] == ids
+    assert chatty.tokenizer.decode(ids).endswith("[assistant] a")
+    assert guards.opening(word_level) == []
