@@ -216,7 +216,7 @@ def edit(
     s = settle(lm, PRESETS, given)
     s["layer"] = layer = lm.check_layer(s["layer"])
     s["shards"] = min(s["shards"], len(requests)) if shards is None else s["shards"]
-    s["margins"] = check_margins(s["margins"])
+    s["margins"] = list(check_margins(s["margins"]))
     if s["shards"] > len(requests):
         raise ValueError(f"shards must be at most the number of requests, {len(requests)}, not {s['shards']}")
     earlier = continued(lm, SideMemories, layer, previous)
@@ -230,14 +230,14 @@ def edit(
         scale = s["scale"] = (away @ lm.memory(layer).detach().float().T).norm(dim=1).mean().item()
         if retrieve:  # what another memory answers is irrelevant to this one
             away = torch.cat([away, *(side.keys for side in before)])
-        limits = tuple(margin * scale for margin in s["margins"])
+        alpha, beta, gamma = (margin * scale for margin in s["margins"])
         how = {name: s[name] for name in ("steps", "precondition", "stop_loss")}
         how["lr"] = s["lr"] * (scale if s["precondition"] else 1)
         shard, keys, traces, notes = [], [], [], []
         for some in split(list(zip(requests, pairs, strict=True)), s["shards"]):
             mask = draw_mask(lm.memory(layer).shape, s["mask_ratio"], generator).to(lm.device)
             rows = [pair for _, contexts_ in some for pair in contexts_]
-            D, k, trace, said = train(lm, layer, rows, away, mask, limits, progress=progress, **how)
+            D, k, trace, said = train(lm, layer, rows, away, mask, (alpha, beta, gamma), progress=progress, **how)
             shard.append(D)
             keys.append(k[:: len(s["contexts"])])  # of the plain prompt, or of the first context
             traces.append(trace)
