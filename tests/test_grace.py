@@ -137,7 +137,6 @@ WRONG = {
         TypeError,
         "previous must be an Edit that has a codebook",
     ),
-    "lr": (lambda lm: grace.edit(lm, ASKED, layer=2, lr=1e30, steps=5), ValueError, "lower lr"),
 }
 
 
