@@ -32,7 +32,6 @@ from .requests import Request
 FORMAT = 1  # of saved edits
 
 Method = TypeVar("Method", bound=Callable[..., "Edit"])
-Memory = TypeVar("Memory", bound=guards.Guard)
 
 
 class Edit:
@@ -325,7 +324,7 @@ def add_to(weight: Tensor, delta: Tensor, name: str) -> Tensor:
     return delta.contiguous()
 
 
-def continued(lm: LM, kind: type[Memory], layer: int, previous: Edit | None) -> Memory | None:
+def continued(lm: LM, kind: type[guards.Guard], layer: int, previous: Edit | None) -> Any:
     """The guard of ``previous``, checked; an error where one of its kind is on this layer and is not continued."""
     there = [e for e in lm.edits if isinstance(e.guard, kind) and e.guard.layer == layer]
     if previous is None:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Item = TypeVar("Item")
 
-
-def split(items: Sequence[Item], shards: int) -> list[list[Item]]:
+def split(items: Sequence[Any], shards: int) -> list[list[Any]]:
     """A list in parts of nearly equal length, in order."""
     edges = [round(i * len(items) / shards) for i in range(shards + 1)]
     return [list(items[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
