@@ -324,13 +324,18 @@ def add_to(weight: Tensor, delta: Tensor, name: str) -> Tensor:
     return delta.contiguous()
 
 
+def guarding(lm: LM, kind: type[guards.Guard], layer: int) -> Edit | None:
+    """The latest edit in force with a guard of this kind on a layer."""
+    return next((e for e in reversed(lm.edits) if isinstance(e.guard, kind) and e.guard.layer == layer), None)
+
+
 def continued(lm: LM, kind: type[guards.Guard], layer: int, previous: Edit | None) -> Any:
     """The guard of ``previous``, checked; an error where one of its kind is on this layer and is not continued."""
-    there = [e for e in lm.edits if isinstance(e.guard, kind) and e.guard.layer == layer]
+    latest = guarding(lm, kind, layer)
     if previous is None:
-        if there:
+        if latest is not None:
             raise ValueError(
-                f"layer {layer} has a {kind.what} already, of {there[-1]}: continue it by previous=, or undo it"
+                f"layer {layer} has a {kind.what} already, of {latest}: continue it by previous=, or undo it"
             )
         return None
     if not isinstance(previous, Edit) or not isinstance(previous.guard, kind):
@@ -341,8 +346,8 @@ def continued(lm: LM, kind: type[guards.Guard], layer: int, previous: Edit | Non
         raise ValueError(f"previous was undone: {previous}")
     if previous.guard.layer != layer:
         raise ValueError(f"previous has its {kind.what} at layer {previous.guard.layer}, not {layer}: leave layer out")
-    if there[-1] is not previous:
-        raise ValueError(f"previous was continued already, by {there[-1]}: continue that one")
+    if latest is not previous:
+        raise ValueError(f"previous was continued already, by {latest}: continue that one")
     return previous.guard
 
 
@@ -357,7 +362,9 @@ def said_before(requests: Sequence[Request], said: Sequence[bool]) -> list[str]:
     return [f"the model said {r.target!r} after {r.text!r} already, before the edit" for r, yes in pairs if yes]
 
 
-def settle(lm: LM, presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any]) -> dict[str, Any]:
+def settle(
+    lm: LM, presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any], previous: Any = None
+) -> dict[str, Any]:
     """All settings of an edit: what was given, else the model's preset, else the paper's values.
 
     Parameters
@@ -367,13 +374,18 @@ def settle(lm: LM, presets: Mapping[str, Mapping[str, Any]], given: Mapping[str,
         ``presets["paper"]`` and one entry for each ``lm.kind`` that has its own.
     given : mapping
         The caller's keywords; None means omitted.
+    previous : Edit, optional
+        The edit that is continued: an omitted layer is its layer.
 
     Raises
     ------
     TypeError, ValueError
         When a value is of the wrong type or outside its range; the message names the keyword.
     """
-    settings = {**presets["paper"], **presets.get(lm.kind, {}), **{k: v for k, v in given.items() if v is not None}}
+    settings = {**presets["paper"], **presets.get(lm.kind, {})}
+    if isinstance(previous, Edit) and "layer" in previous.settings:
+        settings["layer"] = previous.settings["layer"]
+    settings |= {name: value for name, value in given.items() if value is not None}
     middle, chosen = lm.n_layers // 2, ""
     if settings.get("layer", 0) is None:
         settings["layer"], chosen = middle, "; layer: the middle one"

@@ -72,21 +72,22 @@ class Codebook(Guard):
         super().__init__(layer)
         self.keys, self.values, self.epsilon = keys, values, epsilon
         self.targets, self.requests, self.owners = list(targets), list(requests), list(owners)
+        self._squares = keys.square().sum(1)  # ‖k_i‖²: every lookup needs them, and keys never change
 
     def nearest(self, k: Float[Tensor, "n d_k"]) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
         """Distance and number of the nearest entry of each key; of equally near ones the first."""
         # By one product; rounding may mix up entries that lie close together, so the best few are measured exactly.
-        rank = self.keys.square().sum(1) - 2 * (k @ self.keys.T)
+        rank = self._squares - 2 * (k @ self.keys.T)
         few = rank.topk(min(4, len(self.keys)), largest=False).indices.sort(1).values
         distance, which = (k.unsqueeze(1) - self.keys[few]).norm(dim=-1).min(1)
         return distance, few.gather(1, which.unsqueeze(1)).squeeze(1)
 
     def change(self, keys: Tensor, output: Tensor) -> Tensor | None:
         k = keys.flatten(0, -2).float()
-        squares = self.keys.square().sum(1)
-        reach = self.epsilon.square() - squares  # ‖k − k_i‖² ≤ ε_i², less ‖k‖² on both sides
-        slack = 1e-4 * (squares.max() + k.square().sum(1))  # more than rounding can do
-        maybe = (reach + 2 * (k @ self.keys.T)).amax(1) + slack >= k.square().sum(1)
+        square = k.square().sum(1)
+        reach = self.epsilon.square() - self._squares  # ‖k − k_i‖² ≤ ε_i², less ‖k‖² on both sides
+        slack = 1e-4 * (self._squares.max() + square)  # more than rounding can do
+        maybe = (reach + 2 * (k @ self.keys.T)).amax(1) + slack >= square
         if not maybe.any():  # by far the most common case: one product and no copy
             return None
         distance, entry = self.nearest(k[maybe])
@@ -180,9 +181,7 @@ def edit(
     requests = as_requests(requests)
     check_distinct(requests)
     given = {"layer": layer, "epsilon": epsilon, "steps": steps, "lr": lr, "stop_loss": stop_loss}
-    if layer is None and isinstance(previous, Edit):
-        given["layer"] = previous.settings.get("layer")
-    s = settle(lm, PRESETS, given)
+    s = settle(lm, PRESETS, given, previous)
     s["layer"] = layer = lm.check_layer(s["layer"])
     book = continued(lm, Codebook, layer, previous)
     rows = cut(lm.pairs(requests))
@@ -233,8 +232,9 @@ def place(
         distances = (torch.stack(keys) - key).norm(dim=1) if keys else key.new_empty(0)
         i = int(distances.argmin()) if keys else -1
         d = distances[i].item() if keys else float("inf")
+        near = bool(keys) and d <= radii[i] + epsilon
         same = bool(keys) and d <= 1e-4 * key.norm().item()  # the same prompt: nearer than rounding can tell
-        if keys and d <= radii[i] + epsilon and names[i] == target:
+        if near and names[i] == target:
             radii[i] = max(radii[i], d)
             done.append("grow")
         elif same:
@@ -243,11 +243,13 @@ def place(
             done.append("replace")
         else:
             what, radius = "add", epsilon
-            if keys and d <= radii[i] + epsilon:
+            if near:
                 what, radius = "split", min(epsilon, d / 2)
                 radii[i] = min(radii[i], d / 2)
-            keys, values = [*keys, key], [*values, value]
-            radii, names = [*radii, radius], [*names, target]
+            keys.append(key)
+            values.append(value)
+            radii.append(radius)
+            names.append(target)
             done.append(what)
             i = len(keys) - 1
         owners.append(i)
@@ -273,7 +275,7 @@ def train(
         Notes: targets that were said before, and those that are not said now.
     """
     requests, old = book.requests, len(book.requests) - new
-    touched = dict.fromkeys(owner for owner in book.owners[old:])
+    touched = dict.fromkeys(book.owners[old:])
     members = {e: [i for i, owner in enumerate(book.owners) if owner == e] for e in touched}
     traces: list[dict[str, list[float]]] = [{"loss": []} for _ in range(new)]
     notes: list[str] = []

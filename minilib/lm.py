@@ -416,9 +416,9 @@ class LM:
             found.append(logits[rank, ends.to(logits.device)].float().log_softmax(-1))
         return torch.cat(found)
 
-    def pairs(self, requests: Request | Sequence[Request]) -> list[tuple[list[int], list[int]]]:
-        """The tokens of each request's prompt and of its target."""
-        pairs = [(self.encode(r).ids, self.encode_target(r.target)) for r in as_requests(requests)]
+    def pairs(self, requests: Request | Sequence[Request], context: str = SLOT) -> list[tuple[list[int], list[int]]]:
+        """The tokens of each request's prompt, in a context, and of its target."""
+        pairs = [(self.encode(r, context=context).ids, self.encode_target(r.target)) for r in as_requests(requests)]
         self.check_length(pairs)
         return pairs
 

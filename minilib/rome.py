@@ -109,9 +109,8 @@ def edit(
     if s["keys"] not in ("averaged", "prompt", "mixed"):
         raise ValueError(f"keys must be 'averaged', 'prompt' or 'mixed', not {s['keys']!r}")
     search = {name: s[name] for name in values.SEARCH}
-    for request in requests:  # what needs the tokenizer is checked before anything is changed
-        target = lm.encode_target(request.target)
-        lm.check_length([(lm.encode_request(request, context)[0], target) for context in s["contexts"]])
+    for context in s["contexts"]:  # what needs the tokenizer is checked before anything is changed
+        lm.pairs(requests, context)
     C = second_moments.take(lm, covariance, [layer])[layer]
     L = second_moments.factor(C)
     traces: list[dict[str, list[float]]] = []

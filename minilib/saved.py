@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from . import grace, wise
-from .edits import FORMAT, Edit, add_to, changing
+from .edits import FORMAT, Edit, add_to, changing, guarding
 from .guards import Guard
 from .lm import LM, check_lm
 from .requests import Request
@@ -130,9 +130,8 @@ def beside(lm: LM, about: Mapping[str, Any], guard: Guard) -> Edit:
     ValueError
         When another one of its kind is on this layer.
     """
-    there = [e for e in lm.edits if isinstance(e.guard, type(guard)) and e.guard.layer == guard.layer]
-    previous = there[-1] if there else None
-    if previous is not None and not guard.continues(previous.guard):
+    previous = guarding(lm, type(guard), guard.layer)
+    if previous is not None and previous.guard is not None and not guard.continues(previous.guard):
         raise ValueError(
             f"layer {guard.layer} has a {guard.what} already, of {previous}: undo it before loading another"
         )

@@ -103,12 +103,11 @@ class SideMemories(PromptGuard):
         """For each prompt: the memory that is nearest to answering, its activation, threshold, and decided."""
         k = torch.stack([k[-1] for k in guards.keys(lm, self.layer, [ids for _, ids in prompts])])
         act = self.routing(k)
-        best = (act / self._limits(k)).argmax(1)
+        best = (act / self._limits(k)).argmax(1).tolist()
         found = []
-        for (text, _), row, i in zip(prompts, act.tolist(), best.tolist(), strict=True):
-            limit = self.sides[i].epsilon
-            about = {"prompt": text, "memory": i, "activation": row[i], "threshold": limit, "decided": row[i] > limit}
-            found.append(about)
+        for (text, _), row, i, decided in zip(prompts, act.tolist(), best, self.decide(k).tolist(), strict=True):
+            about = {"prompt": text, "memory": i, "activation": row[i], "threshold": self.sides[i].epsilon}
+            found.append({**about, "decided": decided >= 0})
         return found
 
     def continues(self, earlier: guards.Guard) -> bool:
@@ -211,9 +210,7 @@ def edit(
     given: dict[str, Any] = {"layer": layer, "margins": margins, "mask_ratio": mask_ratio, "shards": shards}
     given |= {"density": density, "threshold": threshold, "steps": steps, "lr": lr}
     given |= {"precondition": precondition, "stop_loss": stop_loss, "contexts": contexts, "seed": seed}
-    if layer is None and isinstance(previous, Edit):
-        given["layer"] = previous.settings.get("layer")
-    s = settle(lm, PRESETS, given)
+    s = settle(lm, PRESETS, given, previous)
     s["layer"] = layer = lm.check_layer(s["layer"])
     s["shards"] = min(s["shards"], len(requests)) if shards is None else s["shards"]
     s["margins"] = list(check_margins(s["margins"]))
@@ -222,7 +219,7 @@ def edit(
     earlier = continued(lm, SideMemories, layer, previous)
     before = [] if earlier is None else list(earlier.sides)
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
-    pairs = [[_pair(lm, request, context) for context in s["contexts"]] for request in requests]
+    pairs = list(zip(*(lm.pairs(requests, context) for context in s["contexts"]), strict=True))
     others = texts.irrelevant(lm, requests, irrelevant, s["seed"])
     generator = torch.Generator().manual_seed(s["seed"] + sum(len(side.shards) for side in before))
     with changing(lm, []):
@@ -233,22 +230,21 @@ def edit(
         alpha, beta, gamma = (margin * scale for margin in s["margins"])
         how = {name: s[name] for name in ("steps", "precondition", "stop_loss")}
         how["lr"] = s["lr"] * (scale if s["precondition"] else 1)
-        shard, keys, traces, notes = [], [], [], []
+        merged = before.pop() if before and not retrieve else None  # the memory that the new shards join
+        deltas, keys = ([], []) if merged is None else ([*merged.shards], [merged.keys])
+        traces, notes = [], []
         for some in split(list(zip(requests, pairs, strict=True)), s["shards"]):
             mask = draw_mask(lm.memory(layer).shape, s["mask_ratio"], generator).to(lm.device)
-            rows = [pair for _, contexts_ in some for pair in contexts_]
+            rows = [pair for _, in_contexts in some for pair in in_contexts]
             D, k, trace, said = train(lm, layer, rows, away, mask, (alpha, beta, gamma), progress=progress, **how)
-            shard.append(D)
+            deltas.append(D)
             keys.append(k[:: len(s["contexts"])])  # of the plain prompt, or of the first context
             traces.append(trace)
             notes += said_before([request for request, _ in some], said[:: len(s["contexts"])])
-        shards_, keys_ = torch.stack(shard), torch.cat(keys)
-        if before and not retrieve:
-            *before, last = before
-            shards_, keys_ = torch.cat([last.shards, shards_]), torch.cat([last.keys, keys_])
-        delta = ties(shards_, s["density"]) if len(shards_) > 1 else shards_[0].clone()
-        least = activation(delta, keys_).min().item()
-        side = Side(shards_, delta, keys_, s["threshold"] * least * (1 - ROUNDING))
+        D, k = torch.stack(deltas), torch.cat(keys)
+        delta = ties(D, s["density"]) if len(D) > 1 else D[0].clone()
+        least = activation(delta, k).min().item()
+        side = Side(D, delta, k, s["threshold"] * least * (1 - ROUNDING))
         guard = SideMemories(layer, guards.opening(lm), [*before, side])
         return Edit(lm, "wise", requests, s, {}, traces=traces, notes=notes, guard=guard, previous=previous)
 
@@ -370,10 +366,3 @@ def memories(lm: LM, saved: Mapping[str, Any], tensors: Mapping[str, Tensor]) ->
             raise ValueError(f"memories of shapes {shapes} do not fit, or are not finite")
         sides.append(Side(shards, delta, keys, float(epsilon)))
     return SideMemories(layer, [int(token) for token in saved["opening"]], sides)
-
-
-def _pair(lm: LM, request: Request, context: str) -> tuple[list[int], list[int]]:
-    """The tokens of a request's prompt in a context, and of its target."""
-    pair = lm.encode_request(request, context)[0], lm.encode_target(request.target)
-    lm.check_length([pair])
-    return pair
