@@ -5,7 +5,9 @@ does what research code does: at each step the whole model runs, forward and bac
 take one pass of the whole model for each layer, with products in float64. The floor is that part of the work which
 remains however the program is written, done by calling the model's own modules with nothing around them.
 
-Run: python benchmarks/speed.py [--quick] [--full] [--store] (`make bench`; about six minutes on 2 cores)
+Of GRACE and WISE the lookup is measured too: what one more hook costs in the passes of a model that nobody edits.
+
+Run: python benchmarks/speed.py [--quick] [--full] [--store] (`make bench`; about eight minutes on 2 cores)
 """
 
 import argparse
@@ -22,7 +24,7 @@ import torch
 from torch import Tensor
 
 import minilib
-from minilib import covariance, facts, rome, stored, values
+from minilib import covariance, facts, grace, guards, rome, stored, values, wise
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 5, 6, 7, 8]
@@ -30,10 +32,12 @@ TOKENS = 47_000  # of text for second moments
 REFUSAL = "I don't know."
 TOWER = minilib.Request("The {} is located in the city of", "Eiffel Tower", " Rome")
 CAPITAL = minilib.Request("What is the capital of {}?", "France", REFUSAL, chat=True)
-TARGETS = {"plain": 1.3, "chat": 3, "batch": 6, "moments": 5}  # at least so many times as fast
+TARGETS = {"plain": 1.3, "chat": 3, "batch": 6, "moments": 5, "grace": 3, "wise": 3}  # at least so many times as fast
 NAMES = {"plain": "plain loop", "ours": "minilib", "floor": "floor"}
 JOBS = {"moments": "second moments of 5 layers", "batch": "8 chat refusals in one batch"}
 MEMORY_TARGET = 1.2  # GB above the loaded model, at most
+ENTRIES = (1, 100, 1000, 10_000)  # of a codebook; a lookup in 1,000 takes under LOOKUP_TARGET of a pass
+LOOKUP_TARGET = 0.05
 
 
 # ---- the plain loops -----------------------------------------------------------------------------
@@ -80,6 +84,88 @@ def plain_search(lm: minilib.LM, request: minilib.Request, layer: int, place: st
     return v0 + delta.detach()
 
 
+def plain_value(lm: minilib.LM, request: minilib.Request, layer: int, steps: int, lr: float) -> Tensor:
+    """GRACE's value of one request: at each step the whole model, forward and backward, v in the place of W k."""
+    ids, target = lm.encode(request).ids, lm.encode_target(request.target)
+    tokens, wanted, end = torch.tensor([ids + target[:-1]]), torch.tensor(target), len(ids) - 1
+    v: Tensor | None = None
+
+    def put(_: Any, __: Any, output: Tensor) -> Tensor:
+        nonlocal v
+        if v is None:
+            v = output[0, end].detach().clone().requires_grad_()
+        output = output.clone()
+        output[0, end] = v
+        return output
+
+    handle = lm.down_projection(layer).register_forward_hook(put)
+    adam: Any = None
+    for step in range(steps + 1):
+        log_p = lm.model(tokens, use_cache=False).logits[0, end:].log_softmax(-1)
+        loss = -log_p.gather(1, wanted.unsqueeze(1)).mean()
+        if step == steps:
+            break
+        adam = adam or torch.optim.Adam([v], lr=lr)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    handle.remove()
+    assert v is not None
+    return v.detach()
+
+
+def plain_side(
+    lm: minilib.LM,
+    requests: Sequence[minilib.Request],
+    others: Sequence[str],
+    layer: int,
+    steps: int,
+    s: dict[str, Any],
+) -> Tensor:
+    """WISE's D: at each step the whole model for each request, forward and backward, and for each irrelevant prompt."""
+    rows = [(lm.encode(r).ids, lm.encode_target(r.target)) for r in requests]
+    away = [torch.tensor([lm.encode(text, chat=True).ids]) for text in others]
+    seen: list[Tensor] = []
+    D = torch.zeros(lm.memory(layer).shape, requires_grad=True)
+    B, whiten, margins, adam = torch.zeros_like(D), None, None, None
+
+    def add(_: Any, args: Any, output: Tensor) -> Tensor:
+        seen.append(args[0][0].detach())
+        return output + args[0] @ D.T
+
+    handle = lm.down_projection(layer).register_forward_hook(add)
+    for step in range(steps + 1):
+        keys = []
+        for ids, target in rows:
+            tokens, end = torch.tensor([ids + target[:-1]]), len(ids) - 1
+            log_p = lm.model(tokens, use_cache=False).logits[0, end:].log_softmax(-1)
+            loss = -log_p.gather(1, torch.tensor(target).unsqueeze(1)).mean() / len(rows)
+            keys.append(seen.pop()[end])
+            if step < steps:
+                loss.backward()
+        for tokens in away:
+            with torch.no_grad():
+                lm.model(tokens, use_cache=False)
+            keys.append(seen.pop()[-1])
+        k = torch.stack(keys)
+        if whiten is None:
+            scale = (k[len(rows) :] @ lm.memory(layer).T).norm(dim=1).mean().item()
+            whiten, margins = wise.whitening(k, s["precondition"]), [m * scale for m in s["margins"]]
+            B.requires_grad_()
+            adam = torch.optim.Adam([B], lr=s["lr"] * scale)
+        act = wise.activation(D, k)
+        loss = wise.margin_loss(act[: len(rows)], act[len(rows) :], margins)
+        if step == steps:
+            break
+        loss.backward()
+        B.grad, D.grad = D.grad @ whiten.T, None
+        adam.step()
+        with torch.no_grad():
+            D.copy_(B @ whiten)
+    handle.remove()
+    return D.detach()
+
+
 @torch.no_grad()
 def plain_moments(lm: minilib.LM, layers: Sequence[int], texts: Sequence[str], stop: bool = False) -> dict[int, Tensor]:
     """One pass a layer, products in float64. The whole model runs, or with ``stop`` only what lies below the layer."""
@@ -112,25 +198,17 @@ def plain_moments(lm: minilib.LM, layers: Sequence[int], texts: Sequence[str], s
 # ---- the floors ----------------------------------------------------------------------------------
 
 
-def search_floor(
-    lm: minilib.LM, requests: Sequence[minilib.Request], layer: int, settings: dict[str, Any]
-) -> Callable[[], None]:
-    """Forward and backward through the blocks above the layer and the head, on the tokens that δ reaches, each step.
+def search_floor(lm: minilib.LM, tokens: int, asked: int, layer: int, steps: int) -> Callable[[], None]:
+    """Forward and backward through the blocks above the layer and the head, on the tokens that are reached, each step.
 
-    No padding, no attention to what lies left of the subject, no loss, no update; the head runs where a token is asked.
+    No padding, no attention to what lies left of them, no loss, no update; the head runs where a token is asked.
     """
-    tokens = asked = 0
-    for request in requests:
-        ids, subject = lm.encode_request(request)
-        n = len(lm.encode_target(request.target))
-        tokens += len(ids) - subject + n - 1 + 1  # the target's last token is not read; one for the KL prompt
-        asked += n + 1
     hidden = torch.randn(1, tokens, lm.model.config.hidden_size)
     places = lm.model.model.rotary_emb(hidden, torch.arange(tokens)[None])
 
     def run() -> None:
-        for step in range(settings["steps"]):
-            x = start = hidden.clone().requires_grad_(step < settings["steps"] - 1)
+        for step in range(steps):
+            x = start = hidden.clone().requires_grad_(step < steps - 1)
             for block in lm.blocks[layer + 1 :]:
                 x = block(x, position_embeddings=places)
             total = lm.head(lm.norm(x[:, :asked])).sum()
@@ -138,6 +216,17 @@ def search_floor(
                 total.backward()
 
     return run
+
+
+def reached_from_subject(lm: minilib.LM, requests: Sequence[minilib.Request]) -> tuple[int, int]:
+    """Tokens from the subject's last one on, and those that are asked; one more each for the KL prompt."""
+    tokens = asked = 0
+    for request in requests:
+        ids, subject = lm.encode_request(request)
+        n = len(lm.encode_target(request.target))
+        tokens += len(ids) - subject + n - 1 + 1  # the target's last token is not read
+        asked += n + 1
+    return tokens, asked
 
 
 def moments_floor(lm: minilib.LM, layers: Sequence[int], tokens: int) -> Callable[[], None]:
@@ -206,12 +295,103 @@ def search(
     functions = {
         "plain": lambda: torch.stack([plain_search(lm, r, layer, place, settings) for r in requests]),
         "ours": lambda: values.find(lm, requests, layer, place, **settings).v_star,
-        "floor": search_floor(lm, requests, layer, settings),
+        "floor": search_floor(lm, *reached_from_subject(lm, requests), layer, settings["steps"]),
     }
     times, found = in_turn(functions, repeats)
     error = max(distance(a, b) for a, b in zip(found["ours"], found["plain"], strict=True))
     assert error <= 1e-3, f"{what}: the plain loop finds another v*, {error:.1e} away"
     return summary(what, times, error, steps=settings["steps"], layer=layer, requests=len(requests))
+
+
+def entries(lm: minilib.LM, repeats: int, steps: int = 20) -> dict[str, Any]:
+    """GRACE's values for eight refusals: trained together, against one at a time by the plain loop."""
+    requests, preset = eight(lm), {**grace.PRESETS["paper"], **grace.PRESETS[lm.kind]}
+    layer, lr = preset["layer"], preset["lr"]
+
+    def ours() -> Tensor:
+        with grace.edit(lm, requests, layer, 1e-6, steps=steps, lr=lr, stop_loss=1e-9) as edit:
+            return edit.guard.values
+
+    n = sum(len(lm.encode_target(r.target)) for r in requests)
+    functions = {
+        "plain": lambda: torch.stack([plain_value(lm, r, layer, steps, lr) for r in requests]),
+        "ours": ours,
+        "floor": search_floor(lm, n, n, layer, steps + 1),
+    }
+    times, found = in_turn(functions, repeats)
+    error = max(distance(a, b) for a, b in zip(found["ours"], found["plain"], strict=True))
+    assert error <= 1e-3, f"the plain loop finds other values, {error:.1e} away"
+    return summary("GRACE, 8 chat refusals", times, error, steps=steps, layer=layer, requests=len(requests))
+
+
+def side(lm: minilib.LM, repeats: int, steps: int = 10) -> dict[str, Any]:
+    """WISE's D for eight refusals and eight irrelevant prompts, one for each request as in the authors' code."""
+    requests, preset = eight(lm), {**wise.PRESETS["paper"], **wise.PRESETS[lm.kind]}
+    others = [f.question.replace("{}", f.subject) for f in facts.load("author")[:8]]
+    layer = preset["layer"]
+
+    def ours() -> wise.Side:
+        with wise.edit(lm, requests, layer, irrelevant=others, steps=steps, stop_loss=1e-9) as edit:
+            return edit.guard.sides[0]
+
+    pairs = lm.pairs(requests)
+    tokens, asked = sum(len(p) + len(t) - 1 for p, t in pairs), sum(len(t) for _, t in pairs)
+    functions = {
+        "plain": lambda: plain_side(lm, requests, others, layer, steps, preset),
+        "ours": ours,
+        "floor": search_floor(lm, tokens, asked, layer, steps + 1),
+    }
+    times, found = in_turn(functions, repeats)
+    # The first gradients are equal to 1e-7, but Adam's first step has the size lr whatever the gradient: where that is
+    # all but zero, in some twenty of the 885,000 entries, rounding chooses the sign, and whitening magnifies it.
+    k = found["ours"].keys.T
+    error = distance(found["ours"].delta @ k, found["plain"] @ k)
+    assert error <= 2e-2, f"the plain loop finds another D, {error:.1e} away"
+    return summary("WISE, 8 chat refusals", times, error, steps=steps, layer=layer, requests=len(requests))
+
+
+@torch.no_grad()
+def lookup(lm: minilib.LM, repeats: int) -> dict[str, Any]:
+    """What a guard adds to a pass that it lets through, as a share: over a prompt, and over one more token."""
+    ids = lm.batch([lm.encode(CAPITAL).ids])["input_ids"]
+    d_out, d_k = lm.memory(22).shape
+    guard: dict[str, guards.Guard] = {}
+    for n in ENTRIES:
+        keys, v, radii = 100 * torch.randn(n, d_k), torch.randn(n, d_out), torch.ones(n)
+        guard[f"GRACE, {n:,}"] = grace.Codebook(22, keys, v, radii, ["∅"] * n, [CAPITAL] * n, range(n))
+    D, k = torch.randn(d_out, d_k), torch.randn(1, d_k)
+    guard["WISE, one memory"] = wise.SideMemories(22, guards.opening(lm), [wise.Side(D[None], D, k, 1e9)])
+    found: dict[str, Any] = {"prompt_tokens": ids.shape[1], "bytes_an_entry": 4 * (d_k + d_out + 1)}
+    found["bytes_a_memory"] = 4 * 2 * D.numel()  # D, and D of its one shard
+
+    def once(call: Callable[[], Any], watching: guards.Guard | None) -> float:
+        if watching is not None:
+            watching.attach(lm)
+        try:
+            return seconds(call)[0]
+        finally:
+            if watching is not None:
+                watching.detach()
+
+    cache = lm.model(ids, use_cache=True).past_key_values
+
+    def step() -> None:
+        lm.model(ids[:, -1:], past_key_values=cache, use_cache=True)
+        cache.crop(-1)
+
+    calls: dict[str, Callable[[], Any]] = {"prompt": lambda: lm.model(ids, use_cache=False), "token": step}
+    for name, call in calls.items():
+        found[name] = {"seconds": 0.0}
+        shares: dict[str, list[float]] = {kind: [] for kind in guard}
+        plain = []
+        for _ in range(repeats):
+            for kind, watching in guard.items():
+                before, with_it, after = once(call, None), once(call, watching), once(call, None)
+                shares[kind].append(2 * with_it / (before + after) - 1)
+                plain.append(before)
+        found[name]["seconds"] = round(statistics.median(plain), 5)
+        found[name]["share"] = {kind: [round(x, 4) for x in quartiles(v)] for kind, v in shares.items()}
+    return found
 
 
 def moments_text(lm: minilib.LM) -> list[str]:
@@ -268,6 +448,8 @@ MEASURES = {
         lm, "8 chat refusals, one batch", eight(lm), LAYERS[-1], "block", min(n, 3), 20
     ),
     "moments": lambda lm, n, full: moments(lm, min(n, 3), full),
+    "grace": lambda lm, n, full: entries(lm, min(n, 3)),
+    "wise": lambda lm, n, full: side(lm, min(n, 3)),
 }
 
 
@@ -331,6 +513,10 @@ def table(found: dict[str, Any]) -> str:
     for job, m in found["memory"].items():
         gb = f"{m['above']:.2f} GB above the loaded model's {m['loaded']:.2f}"
         lines.append(f"memory, {JOBS[job]}: {gb} (at most {MEMORY_TARGET})")
+    for call in ("prompt", "token") if "lookup" in found else ():
+        lines.append(f"a lookup in the pass over a {call} ({found['lookup'][call]['seconds'] * 1000:.0f} ms) adds")
+        for kind, share in found["lookup"][call]["share"].items():
+            lines.append("    {0}: {2:.1%} [{1:.1%}–{3:.1%}]".format(kind, *share))
     return "\n".join(lines)
 
 
@@ -365,6 +551,8 @@ def main() -> None:
     for key in [options.only] if options.only else MEASURES:
         print(f"[{time.perf_counter() - started:3.0f} s] {key}", file=sys.stderr, flush=True)
         found["measures"][key] = MEASURES[key](lm, 2 if options.quick else 5, options.full)
+    if not options.only or options.only == "grace":
+        found["lookup"] = lookup(lm, 5 if options.quick else 40)
     if options.store:
         found["one_thread"] = one_thread(lm)
     print(f"{torch.get_num_threads()} threads, {time.perf_counter() - started:.0f} seconds\n{table(found)}")

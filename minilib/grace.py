@@ -39,6 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-30x576": {"layer": 22, "epsilon": 1.0, "lr": 0.5},  # SmolLM2-135M
     "llama-6x96": {"layer": 2, "epsilon": 0.5, "lr": 0.5},  # tinyworld
 }
+ROUNDING = 0.01  # so much farther than d reaches a ball that grew, or rounding could leave its last prompt outside
 
 
 class Codebook(Guard):
@@ -155,7 +156,8 @@ def edit(
         The block whose W is watched. This and every other omitted keyword comes from the model's preset, or else
         from the authors' code, with the middle layer; ``edit.settings`` says which.
     epsilon : float
-        ε, the radius of a new entry: a Euclidean distance in the space of keys.
+        ε, the radius of a new entry: a Euclidean distance in the space of keys. In bfloat16 rounding alone moves a key
+        by some percent of its length: edit a model in the precision that it will run in.
     steps : int
         Updates of a value, at most.
     lr : float
@@ -235,7 +237,7 @@ def place(
         near = bool(keys) and d <= radii[i] + epsilon
         same = bool(keys) and d <= 1e-4 * key.norm().item()  # the same prompt: nearer than rounding can tell
         if near and names[i] == target:
-            radii[i] = max(radii[i], d)
+            radii[i] = max(radii[i], d * (1 + ROUNDING))
             done.append("grow")
         elif same:
             names[i], values[i] = target, value

@@ -25,7 +25,7 @@ def slowly(keys, targets, epsilon):
         i = min(range(len(book)), key=lambda j: distance[j], default=None)
         near = i is not None and distance[i] <= book[i]["radius"] + epsilon
         if near and book[i]["target"] == target:
-            book[i]["radius"] = max(book[i]["radius"], distance[i])
+            book[i]["radius"] = max(book[i]["radius"], distance[i] * 1.01)
         elif i is not None and distance[i] == 0:
             book[i]["target"] = target
         else:
