@@ -1,7 +1,8 @@
 """Knobs: a slider and a picture that follows it, on a static page and live in Jupyter.
 
 ``knob`` draws the picture for every value beforehand, so the slider moves on a page without a kernel. In
-Jupyter the same call shows an ipywidgets slider that draws anew, with whatever the notebook holds by then.
+Jupyter the same call shows an ipywidgets slider that draws anew, with whatever the notebook holds by then. With
+``play=True`` a button beside it moves it through all values: an animation that can be stopped and looked at.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from typing import Any
 
 from . import figures
 
+SECONDS = 1.2  # for which an animation shows each picture
 Draw = Callable[[Any], "tuple[Any, str]"]
 
 
 class Knob:
     """What ``knob`` returns; notebooks and pages show it."""
 
-    def __init__(self, draw: Draw, values: Sequence[Any], label: str, start: int, form: str) -> None:
-        self.draw, self.values, self.label, self.start, self.form = draw, list(values), label, start, form
+    def __init__(self, draw: Draw, values: Sequence[Any], label: str, start: int, form: str, play: bool) -> None:
+        self.draw, self.values, self.label = draw, list(values), label
+        self.start, self.form, self.play = start, form, play
 
     def render(self, value: Any) -> tuple[str, str]:
         """The picture for one value as HTML, and its state in words."""
@@ -39,14 +42,17 @@ class Knob:
             states.append(html.escape(state))
             hidden = "" if i == self.start else " hidden"
             frames.append(f'<div class="knob-frame" data-state="{states[-1]}"{hidden}>{picture}</div>')
+        button = '<button type="button" class="knob-play">▶ Play</button>' if self.play else ""
+        script = _SCRIPT + "\n" + _PLAY.replace("SECONDS", str(SECONDS)) if self.play else _SCRIPT
         name = "knob-" + hashlib.sha256("".join(frames).encode()).hexdigest()[:10]
         return (
             f'<div class="knob" id="{name}"><div class="knob-control">'
             f'<label for="{name}-range">{html.escape(self.label)}</label>'
             f'<input type="range" id="{name}-range" min="0" max="{len(self.values) - 1}" step="1" '
             f'value="{self.start}" aria-valuetext="{states[self.start]}"/>'
-            f'<output for="{name}-range" aria-live="polite">{states[self.start]}</output></div>{"".join(frames)}</div>'
-            f"<script>{_SCRIPT.replace('NAME', name)}</script>"
+            f'{button}<output for="{name}-range" aria-live="polite">{states[self.start]}</output></div>'
+            f"{''.join(frames)}</div>"
+            f"<script>{script.replace('NAME', name)}</script>"
         )
 
     def live(self) -> Any:
@@ -72,7 +78,12 @@ class Knob:
             screen.value, caption.value = at(change["new"])
 
         slider.observe(move, names="value")
-        return ipywidgets.VBox([slider, caption, screen])
+        controls: list[Any] = [slider]
+        if self.play:
+            player = ipywidgets.Play(value=self.start, max=len(self.values) - 1, interval=int(SECONDS * 1000))
+            ipywidgets.jslink((player, "value"), (slider, "index"))
+            controls = [ipywidgets.HBox([player, slider])]
+        return ipywidgets.VBox([*controls, caption, screen])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         live = self.live()._repr_mimebundle_()
@@ -80,7 +91,7 @@ class Knob:
         return {**live, "text/html": self.html(), "text/plain": plain}
 
 
-def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: str = "{}") -> Knob:
+def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: str = "{}", play: bool = False) -> Knob:
     """A slider over ``values`` and the picture that follows it.
 
     Parameters
@@ -96,6 +107,8 @@ def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: st
         The position shown first.
     form : str, default "{}"
         How a value is written, a format such as ``"{:.2f}"``.
+    play : bool, default False
+        Put a button beside it that moves the slider by itself.
 
     Returns
     -------
@@ -116,7 +129,7 @@ def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: st
         form.format(values[start])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"form {form!r} cannot write the value {values[start]!r}: try '{{:.2f}}'") from error
-    return Knob(draw, values, label, start, form)
+    return Knob(draw, values, label, start, form, play)
 
 
 _SCRIPT = """(function () {
@@ -130,4 +143,30 @@ _SCRIPT = """(function () {
   }
   range.addEventListener("input", turn);
   turn();
+})();"""
+
+_PLAY = """(function () {
+  const knob = document.getElementById("NAME");
+  const range = knob.querySelector("input"), button = knob.querySelector("button");
+  let timer = null;
+  function to(value) {
+    range.value = value;
+    range.dispatchEvent(new Event("input"));
+  }
+  function stop() {
+    clearInterval(timer);
+    timer = null;
+    button.textContent = "▶ Play";
+  }
+  function step() {
+    if (range.value === range.max) stop();
+    else to(Number(range.value) + 1);
+  }
+  button.addEventListener("click", () => {
+    if (timer) return stop();
+    if (range.value === range.max) to(0);
+    timer = setInterval(step, SECONDS * 1000);
+    button.textContent = "❚❚ Stop";
+  });
+  range.addEventListener("pointerdown", stop);
 })();"""

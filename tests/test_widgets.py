@@ -56,6 +56,14 @@ def test_it_can_be_read_and_moved_without_a_mouse():
     assert output["aria-live"] == "polite"
 
 
+def test_a_knob_that_plays_has_a_button_and_others_have_none():
+    plain, playing = (widgets.knob(word, [1, 2, 4], "Step", play=p).html() for p in (False, True))
+    assert "<button" not in plain and "setInterval" not in plain
+    assert Page(playing).one("button")["type"] == "button" and "setInterval" in playing
+    live = widgets.knob(word, [1, 2, 4], "Step", play=True).live()
+    assert live.children[0].children[0].max == 2
+
+
 def test_words_are_escaped():
     text = widgets.knob(word, [1, 2], "<b>knob</b>").html()
     assert "<b>" not in text and "value &lt;1&gt;" in text

@@ -139,6 +139,23 @@ def test_knobs_move_the_picture(browser, address, page_with_knobs, width):
         assert not visit.problems, "\n".join(visit.problems)
 
 
+def test_knobs_with_a_button_play(browser, address, page_with_knobs):
+    with Visit(browser, address, page_with_knobs, 1280) as visit:
+        for button in visit.page.locator(".knob-play").all():
+            knob = button.locator("xpath=ancestor::*[contains(@class, 'knob')][last()]")
+            before = shown(knob)
+            button.click()
+            assert "Stop" in button.inner_text()
+            visit.page.wait_for_function(
+                "([knob, text]) => knob.querySelector('output').textContent !== text",
+                arg=[knob.element_handle(), knob.locator("output").inner_text()],
+            )
+            assert shown(knob) != before
+            button.click()
+            assert "Play" in button.inner_text()
+        assert not visit.problems, "\n".join(visit.problems)
+
+
 def shown(knob) -> str:
     """The picture that a knob shows."""
     return next(
