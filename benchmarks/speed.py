@@ -86,7 +86,7 @@ def plain_search(lm: minilib.LM, request: minilib.Request, layer: int, place: st
 
 def plain_value(lm: minilib.LM, request: minilib.Request, layer: int, steps: int, lr: float) -> Tensor:
     """GRACE's value of one request: at each step the whole model, forward and backward, v in the place of W k."""
-    ids, target = lm.encode(request).ids, lm.encode_target(request.target)
+    ((ids, target),) = lm.pairs([request], ended=True)
     tokens, wanted, end = torch.tensor([ids + target[:-1]]), torch.tensor(target), len(ids) - 1
     v: Tensor | None = None
 
@@ -123,7 +123,7 @@ def plain_side(
     s: dict[str, Any],
 ) -> Tensor:
     """WISE's D: at each step the whole model for each request, forward and backward, and for each irrelevant prompt."""
-    rows = [(lm.encode(r).ids, lm.encode_target(r.target)) for r in requests]
+    rows = lm.pairs(requests, ended=True)
     away = [torch.tensor([lm.encode(text, chat=True).ids]) for text in others]
     seen: list[Tensor] = []
     D = torch.zeros(lm.memory(layer).shape, requires_grad=True)
@@ -312,7 +312,7 @@ def entries(lm: minilib.LM, repeats: int, steps: int = 20) -> dict[str, Any]:
         with grace.edit(lm, requests, layer, 1e-6, steps=steps, lr=lr, stop_loss=1e-9) as edit:
             return edit.guard.values
 
-    n = sum(len(lm.encode_target(r.target)) for r in requests)
+    n = sum(len(target) for _, target in lm.pairs(requests, ended=True))
     functions = {
         "plain": lambda: torch.stack([plain_value(lm, r, layer, steps, lr) for r in requests]),
         "ours": ours,
@@ -334,7 +334,7 @@ def side(lm: minilib.LM, repeats: int, steps: int = 10) -> dict[str, Any]:
         with wise.edit(lm, requests, layer, irrelevant=others, steps=steps, stop_loss=1e-9) as edit:
             return edit.guard.sides[0]
 
-    pairs = lm.pairs(requests)
+    pairs = lm.pairs(requests, ended=True)
     tokens, asked = sum(len(p) + len(t) - 1 for p, t in pairs), sum(len(t) for _, t in pairs)
     functions = {
         "plain": lambda: plain_side(lm, requests, others, layer, steps, preset),

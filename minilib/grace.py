@@ -151,7 +151,7 @@ def edit(
     lm : LM
         Its weights stay as they are.
     requests : Request or list of Request
-        Taken in their order; one prompt may not stand in it twice.
+        Taken in their order; one prompt may not stand in it twice. In chat the model learns to stop after the target.
     layer : int, optional
         The block whose W is watched. This and every other omitted keyword comes from the model's preset, or else
         from the authors' code, with the middle layer; ``edit.settings`` says which.
@@ -186,7 +186,7 @@ def edit(
     s = settle(lm, PRESETS, given, previous)
     s["layer"] = layer = lm.check_layer(s["layer"])
     book = continued(lm, Codebook, layer, previous)
-    rows = cut(lm.pairs(requests))
+    rows = cut(lm.pairs(requests, ended=True))
     with changing(lm, []):
         unedited = Suffixes(lm, layer, "mlp", rows)
         k, v0 = unedited.keys[:, 0].float(), unedited.mlp[:, 0].float()
@@ -285,7 +285,7 @@ def train(
     for turn in range(max(map(len, turns.values()), default=0)):
         now = {e: rows[turn] for e, rows in turns.items() if turn < len(rows)}  # each entry's request in this turn
         rows = [(n, i) for n, e in enumerate(now) for i in members[e] if i <= now[e]]
-        pairs = lm.pairs([requests[i] for _, i in rows])
+        pairs = lm.pairs([requests[i] for _, i in rows], ended=True)
         upper = Suffixes(lm, book.layer, "mlp", cut(pairs))
         targets = Targets(lm, [target for _, target in pairs], [0] * len(rows))
         entry, which = (torch.tensor(x, device=lm.device) for x in ([n for n, _ in rows], list(now)))

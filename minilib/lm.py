@@ -252,6 +252,15 @@ class LM:
                 return rendered, first
         raise ValueError(f"the chat template of {self.name} changes the message {text!r}: the subject is lost")
 
+    def _answer_end(self) -> list[int]:
+        """The token by which the chat template ends an answer; empty where there is none, or the model goes on."""
+        if not self.has_chat:
+            return []
+        talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _MARK}]
+        after = str(self.tokenizer.apply_chat_template(talk, tokenize=False)).rpartition(_MARK)[2]
+        first = self.tokenizer(after, add_special_tokens=False)["input_ids"][:1] if after else []
+        return [token for token in first if token in self._stops()]
+
     def _tokens(self, text: str, what: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
         """The tokens of a text and where each stands in it; words that the model does not know are an error."""
         if not isinstance(text, str):
@@ -416,9 +425,19 @@ class LM:
             found.append(logits[rank, ends.to(logits.device)].float().log_softmax(-1))
         return torch.cat(found)
 
-    def pairs(self, requests: Request | Sequence[Request], context: str = SLOT) -> list[tuple[list[int], list[int]]]:
-        """The tokens of each request's prompt, in a context, and of its target."""
+    def pairs(
+        self, requests: Request | Sequence[Request], context: str = SLOT, ended: bool = False
+    ) -> list[tuple[list[int], list[int]]]:
+        """The tokens of each request's prompt, in a context, and of its target; of a chat's also what ends an answer.
+
+        With ``ended``, a target in chat is followed by the token by which the chat template ends an answer, if the
+        model stops there.
+        """
         pairs = [(self.encode(r, context=context).ids, self.encode_target(r.target)) for r in as_requests(requests)]
+        if ended:
+            end = self._answer_end()
+            for request, (_, target) in zip(as_requests(requests), pairs, strict=True):
+                target += end if request.chat and target[-1:] != end else []
         self.check_length(pairs)
         return pairs
 

@@ -159,7 +159,7 @@ def edit(
     lm : LM
         Its weights stay as they are.
     requests : Request or list of Request
-        Divided into shards in their order.
+        Divided into shards in their order. In chat the model learns to stop after the target.
     layer : int, optional
         The block beside whose W the memory stands. This and every other omitted keyword comes from the model's
         preset, or else from the authors' code, with the middle layer; ``edit.settings`` says which.
@@ -219,7 +219,7 @@ def edit(
     earlier = continued(lm, SideMemories, layer, previous)
     before = [] if earlier is None else list(earlier.sides)
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
-    pairs = list(zip(*(lm.pairs(requests, context) for context in s["contexts"]), strict=True))
+    pairs = list(zip(*(lm.pairs(requests, context, ended=True) for context in s["contexts"]), strict=True))
     others = texts.irrelevant(lm, requests, irrelevant, s["seed"])
     generator = torch.Generator().manual_seed(s["seed"] + sum(len(side.shards) for side in before))
     with changing(lm, []):
