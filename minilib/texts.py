@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from . import facts, guards
+from . import facts
 from .requests import SLOT, Request
 
 TEXTS = Path(__file__).parent / "data" / "text"
-IRRELEVANT = 128  # prompts, at most, that are drawn where none are given
+FACTS, ORDINARY = 128, 256  # irrelevant prompts, at most, that are drawn where none are given
 SAMPLED = "sampled"
 
 
@@ -26,6 +26,12 @@ def sample_texts(name: str = "smollm2-135m") -> list[str]:
         raise ValueError(f"name {name!r}: no sample text comes with the library for it, only for {known}")
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def messages() -> list[str]:
+    """What a user might say: messages written by SmolLM2 in the user's place, by ``benchmarks/sample_messages.py``."""
+    found: list[str] = json.loads((TEXTS / "messages.json").read_text("utf8"))
+    return found
 
 
 def irrelevant(
@@ -40,7 +46,8 @@ def irrelevant(
         The edit's; what is drawn has their format, chat message or plain text.
     given : list of str or Request, "sampled", or None
         Prompts; strings are chat messages where the first request is one. None: the library's facts, asked or begun,
-        those aside that name a subject of the requests. "sampled": from the sample text.
+        and ordinary messages or beginnings of texts. "sampled": the latter alone. Those that name a subject of the
+        requests are left out.
     seed : int
         Of the drawing.
     """
@@ -53,29 +60,21 @@ def irrelevant(
     generator = torch.Generator().manual_seed(seed)
     found: list[list[int]] = []
     kinds = {request.chat for request in requests}
-    for chat in sorted(kinds):
-        every = _sampled(lm, chat, generator) if given == SAMPLED else _questions(lm, chat, requests)
-        if not every:
-            raise ValueError(f"irrelevant: nothing can be drawn for chat={chat}; give a list of prompts")
-        found += [every[i] for i in torch.randperm(len(every), generator=generator)[: IRRELEVANT // len(kinds)]]
-    return found
-
-
-def _questions(lm: Any, chat: bool, requests: Sequence[Request]) -> list[list[int]]:
-    """The library's own facts, asked or begun, those aside that name a subject of the requests."""
     subjects = [request.subject.casefold() for request in requests]
-    texts = [(f.question if chat else f.prompt).replace(SLOT, f.subject) for f in facts.FACTS]
-    return [lm.encode(t, chat=chat).ids for t in texts if not any(s in t.casefold() for s in subjects)]
-
-
-def _sampled(lm: Any, chat: bool, generator: torch.Generator) -> list[list[int]]:
-    """The sample text: its chats up to where the answer begins, or the first words of its texts."""
-    opening, found = guards.opening(lm), []
-    for text in sample_texts():
-        ids = lm.encode(text, any_length=True).ids
-        if not chat:
-            found.append(ids[: int(torch.randint(4, 25, (1,), generator=generator))])
-        elif n := len(opening):
-            at = next((i for i in range(len(ids) - n + 1) if ids[i : i + n] == opening), None)
-            found += [] if at is None else [ids[: at + n]]
+    for chat in sorted(kinds):
+        asked = [(f.question if chat else f.prompt).replace(SLOT, f.subject) for f in facts.FACTS]
+        for every, most in ((_ordinary(chat), ORDINARY), ([] if given else asked, FACTS)):
+            fit = [text for text in every if not any(name in text.casefold() for name in subjects)]
+            order = torch.randperm(len(fit), generator=generator)[: most // len(kinds)]
+            rows = [lm.encode(fit[i], chat=chat, any_length=True).ids for i in order]
+            # A text that was not written as a prompt is one up to anywhere.
+            cut = None if chat or every is asked else 24
+            found += [row[: cut and int(torch.randint(4, cut + 1, (1,), generator=generator))] for row in rows]
+    if not found:
+        raise ValueError("irrelevant: every prompt that could be drawn names a subject of the requests; give a list")
     return found
+
+
+def _ordinary(chat: bool) -> list[str]:
+    """What an edit is not about, by and large."""
+    return messages() if chat else [text for text in sample_texts() if "<|" not in text]

@@ -46,8 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density": 0.53,
         "threshold": 1.0,
         "steps": 70,
-        "lr": 1e-4,
-        "precondition": 0.05,
+        "lr": 1e-2,
+        "precondition": 0.5,
         "stop_loss": 0.05,
         "contexts": [SLOT],
         "seed": 0,
@@ -183,7 +183,10 @@ def edit(
     steps : int
         Updates of D, at most.
     lr : float
-        Adam's learning rate.
+        Step size of gradient descent with momentum; with ``precondition``, in units of the mean ‖W k‖.
+    precondition : float
+        D is trained in whitened keys, where each direction that the keys of edits and irrelevant prompts span is as
+        long as any other; so much of the mean is added to each, or rare ones would be blown up. 0: train D itself.
     stop_loss : float
         A shard is done when the loss of its every request is below and no margin is broken.
     contexts : list of str or "sampled", default ["{}"]
@@ -310,9 +313,10 @@ def train(
     targets = Targets(lm, [target for _, target in rows], ends)
     k = upper.keys.float()
     here = k[torch.arange(len(rows)), torch.tensor(ends)]
-    B = torch.zeros(mask.shape, device=lm.device, requires_grad=True)
     whiten = whitening(torch.cat([here, irrelevant]), precondition) if precondition else None
-    optimiser = torch.optim.Adam([B], lr=lr)
+    shape = mask.shape if whiten is None else (mask.shape[0], len(whiten))
+    B = torch.zeros(shape, device=lm.device, requires_grad=True)
+    optimiser = torch.optim.SGD([B], lr=lr, momentum=0.9, nesterov=True)
     trace: dict[str, list[float]] = {name: [] for name in ("loss", "nll", "margin", "edits", "irrelevant")}
     for step in tqdm(range(steps + 1), desc="D", disable=not progress):
         D = torch.where(mask, B if whiten is None else B @ whiten, 0)
@@ -332,12 +336,15 @@ def train(
     return D.detach(), here, trace, targets.said(upper.last)
 
 
-def whitening(k: Float[Tensor, "n d_k"], ridge: float) -> Float[Tensor, "d_k d_k"]:
-    """L⁻¹ for L Lᵀ = mean k kᵀ + ridge · (mean of its eigenvalues) · I."""
-    C = (k.T @ k).double() / len(k)
-    C.diagonal().add_(ridge * C.trace() / len(C))
-    eye = torch.eye(len(C), dtype=C.dtype, device=C.device)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(C), eye, upper=False).to(k)
+def whitening(k: Float[Tensor, "n d_k"], ridge: float) -> Float[Tensor, "r d_k"]:
+    """The directions that the keys span, each divided by how far they reach along it: M with M C Mᵀ ≈ I.
+
+    C = mean k kᵀ; ``ridge`` times the mean of its eigenvalues is added, so that rare directions are not blown up.
+    """
+    _, s, directions = torch.linalg.svd(k.double() / len(k) ** 0.5, full_matrices=False)
+    kept = s > 1e-6 * s[0]
+    size = s[kept].square()
+    return (directions[kept] / (size + ridge * size.mean()).sqrt().unsqueeze(1)).to(k)
 
 
 def check_margins(margins: Any) -> Margins:

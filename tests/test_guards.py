@@ -17,7 +17,7 @@ ASKED = [Request("The capital of {} is", "France", " Rome"), Request("{} is know
 AWAY = ["The river flows to", "A dog is a kind of", "Five and two make", "My friend said that he", "In the year of the"]
 HOW = {
     "grace": {"epsilon": 0.05, "lr": 0.5, "steps": 300},
-    "wise": {"irrelevant": AWAY, "steps": 300, "lr": 0.01, "shards": 1, "mask_ratio": 1.0},
+    "wise": {"irrelevant": AWAY, "steps": 300, "lr": 0.03, "shards": 1, "mask_ratio": 1.0},
 }
 LAYER = 2
 
@@ -263,10 +263,11 @@ def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
         calls.append(1)
         if len(calls) > 3:
             raise KeyboardInterrupt
-        return adam(*args, **kwargs)
+        return step(*args, **kwargs)
 
-    adam = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", stop)
+    optimiser = {"grace": torch.optim.Adam, "wise": torch.optim.SGD}[method]
+    step = optimiser.step
+    monkeypatch.setattr(optimiser, "step", stop)
     with pytest.raises(KeyboardInterrupt):
         edit(method, llama, ASKED[1:], previous=first, stop_loss=0.0)
     assert llama.edits == [first] and not first.guard.silent

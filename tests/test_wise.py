@@ -10,7 +10,7 @@ from minilib import Request, texts, ties, wise
 
 ASKED = [Request("The capital of {} is", "France", " Rome"), Request("{} is known for", "Japan", " the")]
 AWAY = ["The river flows to", "A dog is a kind of", "Five and two make", "My friend said that he"]
-HOW = {"layer": 2, "irrelevant": AWAY, "steps": 200, "lr": 0.01, "shards": 1, "mask_ratio": 1.0}
+HOW = {"layer": 2, "irrelevant": AWAY, "steps": 200, "lr": 0.03, "shards": 1, "mask_ratio": 1.0}
 
 
 def test_without_masks_and_margins_it_is_fine_tuning_of_the_layer(llama):
@@ -20,7 +20,7 @@ def test_without_masks_and_margins_it_is_fine_tuning_of_the_layer(llama):
     made.undo()
     weight = llama.down_projection(2).weight
     before = weight.detach().clone()
-    optimiser = torch.optim.Adam([weight], lr=1e-3)
+    optimiser = torch.optim.SGD([weight], lr=1e-3, momentum=0.9, nesterov=True)
     for _ in range(10):
         optimiser.zero_grad()
         loss = -torch.stack([steps.mean() for steps in _logprobs(llama)]).mean()
@@ -96,14 +96,19 @@ def test_continued_and_undone(llama, retrieve):
     assert torch.equal(first.guard.sides[0].delta, delta) and llama.generate(ASKED[0], 4) == said
 
 
-def test_irrelevant_prompts_never_name_an_edited_subject(smollm2):
+def test_irrelevant_prompts_never_name_an_edited_subject(smollm2, monkeypatch):
     rows = texts.irrelevant(smollm2, [Request("Where is {}?", "France", "No.", chat=True)], None, 0)
-    assert len(rows) == texts.IRRELEVANT
+    assert len(rows) == texts.FACTS + texts.ORDINARY
     assert not any("france" in smollm2.tokenizer.decode(row).casefold() for row in rows)
     opening = smollm2.encode("a", chat=True).ids[-3:]
     for given_ in (None, "sampled"):
         rows = texts.irrelevant(smollm2, [Request("Where is {}?", "France", "No.", chat=True)], given_, 0)
         assert all(row[-3:] == opening for row in rows)
+    plain = texts.irrelevant(smollm2, [Request("{} is", "France", " No.")], None, 0)
+    assert all(len(row) <= 24 for row in plain) and len(plain) > texts.FACTS
+    monkeypatch.setattr(texts, "messages", lambda: ["Where is France?"])
+    with pytest.raises(ValueError, match="names a subject of the requests; give a list"):
+        texts.irrelevant(smollm2, [Request("Where is {}?", "France", "No.", chat=True)], "sampled", 0)
 
 
 WRONG = {
