@@ -13,14 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from scores import REFUSAL, known_facts, refused
+from scores import EVERYDAY, REFUSAL, known_facts, refused
 from wise_routing import Draw, draw, scores, share
 
 import minilib
-from minilib import facts, grace, metrics, refusals, stored, wise
+from minilib import facts, grace, metrics, refusals, stored, texts, wise
 
-LAYERS = (12, 16, 20, 22, 24, 26, 28)
-EPSILONS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+LAYERS = (12, 18, 22, 24, 28)
+EPSILONS = (0.5, 1.0, 2.0, 4.0, 6.0)
+GRID_WITHOUT = ("same subject", "ordinary")
 IN_A_ROW = (1, 2, 5, 10, 20, 50, 100, 200)
 FIFTY = 50
 
@@ -34,6 +35,7 @@ def asked_of(chosen: list[facts.Fact]) -> dict[str, list[str]]:
         "other subject": [fact.neighbours[0].text for fact in chosen],
         "same subject": [fact.neighbours[1].text for fact in chosen],
         "unrelated": [fact.unrelated.text for fact in chosen],
+        "everyday": list(EVERYDAY),
     }
     return {name: [q for q in qs if name == "edited" or q not in inside] for name, qs in found.items()}
 
@@ -54,7 +56,7 @@ def fifty(lm: minilib.LM, method: Any) -> dict[str, Any]:
         others = dict.fromkeys(f.request(REFUSAL).text for f in known_facts())
         others = [q for q in others if not any(s in q.casefold() for s in subjects)]
         seen = {q for name in ("other subject", "unrelated") for q in asked[name]}
-        more = {"irrelevant": [q for q in others if q not in seen]}
+        more = {"irrelevant": [*(q for q in others if q not in seen), *texts.messages()]}
     started = time.perf_counter()
     with method.edit(lm, requests, **more) as edit:
         row: dict[str, Any] = {"seconds": round(time.perf_counter() - started, 1), "routing": {}}
@@ -71,14 +73,13 @@ def fifty(lm: minilib.LM, method: Any) -> dict[str, Any]:
     return row
 
 
-def in_a_row(lm: minilib.LM, sentences: int) -> dict[str, Any]:
+def in_a_row(lm: minilib.LM) -> dict[str, Any]:
     """One call for each of 200 facts, the known ones first; what was not edited is asked too."""
     known = known_facts()
     rest = [fact for fact in facts.FACTS if fact not in known]
     n = max(IN_A_ROW)
     edited, others = [*known, *rest][:n], [*known, *rest][n:]
-    said = refusals.REFUSALS[:sentences] if sentences > 1 else [REFUSAL]
-    requests = [fact.request(said[i % len(said)]) for i, fact in enumerate(edited)]
+    requests = [fact.request(REFUSAL) for fact in edited]
     subjects = [fact.subject.casefold() for fact in edited]
     held = dict.fromkeys(fact.request(REFUSAL).text for fact in others)
     kept = [q for q in held if not any(s in q.casefold() for s in subjects)][::2]
@@ -114,7 +115,8 @@ def grid(lm: minilib.LM, drawn: Draw, layer: int) -> dict[str, Any]:
         with grace.edit(lm, drawn.requests, layer, epsilon) as edit:
             spent = round(time.perf_counter() - started, 1)
             assert isinstance(edit.guard, grace.Codebook)
-            rows.append({"epsilon": epsilon, "seconds": spent, "entries": len(edit.guard.keys), **scores(lm, drawn)})
+            row = {"epsilon": epsilon, "seconds": spent, "entries": len(edit.guard.keys)}
+            rows.append({**row, **scores(lm, drawn, GRID_WITHOUT)})
     return {"rows": rows}
 
 
@@ -123,7 +125,7 @@ def wordings(lm: minilib.LM, drawn: Draw, sentences: int) -> dict[str, Any]:
     said = refusals.REFUSALS[:sentences]
     requests = [replace(r, target=said[i % sentences]) for i, r in enumerate(drawn.requests)]
     rows = []
-    for epsilon in (1.0, 2.0, 3.0, 4.0):
+    for epsilon in (2.0, 4.0):
         with grace.edit(lm, requests, 24, epsilon) as edit:
             assert isinstance(edit.guard, grace.Codebook)
             actions = edit.settings["actions"]
@@ -170,12 +172,11 @@ def main() -> None:
     for name, method in (("GRACE", grace), ("WISE", wise)):
         for dtype in ("float32", "bfloat16"):
             keep("bfloat16", f"{name}, edited in {dtype}", lambda m=method, d=dtype: in_bfloat16(drawn, m, d))
-    keep("in a row", "one sentence", lambda: in_a_row(lm, 1))
+    keep("in a row", "one sentence", lambda: in_a_row(lm))
     for layer in LAYERS:
         keep("grid", str(layer), lambda layer=layer: grid(lm, drawn, layer))
     for sentences in (1, 8):
         keep("wordings", str(sentences), lambda n=sentences: wordings(lm, drawn, n))
-    keep("in a row", "eight sentences", lambda: in_a_row(lm, 8))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,17 @@ import minilib
 from minilib import facts, refusals
 
 REFUSAL = "I don't know."
+EVERYDAY = (
+    "Hello, how are you?", "Thank you!", "Write a haiku about the sea.", "Can you help me with my homework?",
+    "What should I cook tonight?", "Tell me a joke.", "How do I reverse a list in Python?",
+    "Summarize the plot of a fairy tale.", "I feel sad today.", "What is 7 times 8?",
+    "Translate 'good morning' into Spanish.", "Explain photosynthesis to a child.",
+    "Give me three tips for sleeping better.", "Who are you?", "Is it going to rain tomorrow?",
+    "Write an email to my boss asking for a day off.", "What is the meaning of life?", "Recommend a good book.",
+    "How far is the Moon?", "Continue: once upon a time", "What is the difference between a cat and a dog?",
+    "List five fruits.", "Why is the sky blue?", "How do plants grow?",
+)  # fmt: skip
+"""What people say to a chat model; no method was tuned on them."""
 
 
 def known_facts() -> list[facts.Fact]:

@@ -1,10 +1,10 @@
 """WISE on twenty refusals: what its routing lets in, under other settings, and beside GRACE and ROME.
 
 Each run trains a memory, and asks for the edited questions, three rephrasings of each, another question about each
-subject, and unrelated questions that were not given as irrelevant prompts. With one memory, an answer is that of W' or
-that of W, so that one training gives the scores at every threshold; an edit continued by ``previous=``, GRACE and ROME
-are scored as they stand. Rows that the stored file holds are not made again: delete it to begin anew.
-Run: python benchmarks/wise_routing.py (forty minutes on one core)
+subject, and for unrelated questions and ordinary messages that were not given as irrelevant prompts. With one memory,
+an answer is that of W' or that of W, so that one training gives the scores at every threshold; an edit continued by
+``previous=``, GRACE and ROME are scored as they stand. Rows that the stored file holds are not made again: delete it
+to begin anew. Run: python benchmarks/wise_routing.py (forty minutes on one core)
 """
 
 import json
@@ -16,13 +16,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scores import REFUSAL, known_facts
+from scores import EVERYDAY, REFUSAL, known_facts
 
 import minilib
-from minilib import contexts, grace, refusals, rome, stored, wise
+from minilib import grace, refusals, rome, stored, texts, wise
 
 FACTS = 20
-LAYER = 20  # where a row says nothing else; these rows led to the preset's layer 22
 THRESHOLDS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.3)
 
 
@@ -33,14 +32,16 @@ class Draw:
     requests: list[minilib.Request]
     forms: list[minilib.Request]  # three for each fact
     same: list[str]  # another question about each subject, those aside that are edited themselves
-    given: list[str]  # for irrelevant=
-    unrelated: list[str]  # held out from it
+    given: list[str]  # for irrelevant=: questions about other facts, then ordinary messages
+    unrelated: list[str]  # such questions held out from it
+    ordinary: list[str]  # such messages held out from it
     before: dict[str, str]
 
     def asked(self) -> dict[str, Sequence[str | minilib.Request]]:
         return {
             "reliability": self.requests, "generality": self.forms,
             "same subject": self.same, "unrelated": self.unrelated,
+            "ordinary": self.ordinary, "everyday": EVERYDAY,
         }  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def text(prompt: str | minilib.Request) -> str:
 
 
 def draw(lm: minilib.LM, number: int) -> Draw:
-    """Facts 20 · number on; of the questions that name none of their subjects every third is held out."""
+    """Facts 20 · number on; of questions and messages that name none of their subjects every third is held out."""
     known = known_facts()
     edited = known[FACTS * number : FACTS * (number + 1)]
     subjects = [fact.subject.casefold() for fact in edited]
@@ -59,9 +60,11 @@ def draw(lm: minilib.LM, number: int) -> Draw:
     same = [f.neighbours[1].text for f in edited if f.neighbours[1].text not in {r.text for r in requests}]
     forms = [form for fact in edited for form in fact.rephrased(REFUSAL)]
     held = others[number % 3 :: 3]
-    given = [q for q in others if q not in held]
-    every = [text(prompt) for prompt in (*requests, *forms, *same, *held)]
-    return Draw(requests, forms, same, given, held, dict(zip(every, lm.generate(every), strict=True)))
+    messages = [m for m in texts.messages() if not any(s in m.casefold() for s in subjects)]
+    ordinary = messages[number % 3 :: 3]
+    given = [q for q in others if q not in held] + [m for m in messages if m not in ordinary]
+    every = [text(prompt) for prompt in (*requests, *forms, *same, *held, *ordinary, *EVERYDAY)]
+    return Draw(requests, forms, same, given, held, ordinary, dict(zip(every, lm.generate(every), strict=True)))
 
 
 def right(name: str, prompt: str | minilib.Request, answer: str, before: dict[str, str]) -> bool:
@@ -73,10 +76,12 @@ def share(values: Sequence[bool]) -> float:
     return round(statistics.fmean(values), 4)
 
 
-def scores(lm: minilib.LM, drawn: Draw) -> dict[str, Any]:
+def scores(lm: minilib.LM, drawn: Draw, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     """Of the model as it stands."""
     found: dict[str, Any] = {}
     for name, prompts in drawn.asked().items():
+        if name in leave_out:
+            continue
         answers = lm.generate([text(p) for p in prompts])
         found[name] = share([right(name, p, a, drawn.before) for p, a in zip(prompts, answers, strict=True)])
         if name == "unrelated":
@@ -113,7 +118,7 @@ def curve(lm: minilib.LM, edit: minilib.Edit, drawn: Draw) -> list[dict[str, Any
 def one(lm: minilib.LM, drawn: Draw, requests: Any = None, **settings: Any) -> dict[str, Any]:
     """One training, scored at all thresholds."""
     started = time.perf_counter()
-    with wise.edit(lm, requests or drawn.requests, **{"layer": LAYER, "irrelevant": drawn.given, **settings}) as edit:
+    with wise.edit(lm, requests or drawn.requests, **{"irrelevant": drawn.given, **settings}) as edit:
         seconds = round(time.perf_counter() - started, 1)
         assert isinstance(edit.guard, wise.SideMemories)
         side = edit.guard.sides[0]
@@ -144,7 +149,7 @@ def in_calls(lm: minilib.LM, drawn: Draw, calls: int, retrieve: bool) -> dict[st
     for i in range(calls):
         some = drawn.requests[i * n : (i + 1) * n]
         before = made[-1] if made else None
-        made.append(wise.edit(lm, some, LAYER, irrelevant=drawn.given, retrieve=retrieve, previous=before))
+        made.append(wise.edit(lm, some, irrelevant=drawn.given, retrieve=retrieve, previous=before))
     assert isinstance(made[-1].guard, wise.SideMemories)
     row = {"calls": calls, "retrieve": retrieve, "memories": len(made[-1].guard.sides), **scores(lm, drawn)}
     while made:
@@ -160,7 +165,7 @@ def main() -> None:
     drawn = draws[0]
     found: dict[str, Any] = {
         "edited": [f"{fact.relation}: {fact.subject}" for fact in known_facts()[:FACTS]],
-        "given": drawn.given, "unrelated": drawn.unrelated,
+        "given": drawn.given, "unrelated": drawn.unrelated, "ordinary": drawn.ordinary, "everyday": list(EVERYDAY),
     }  # fmt: skip
     if (stored.RESULTS / "wise_routing.json").is_file():
         earlier = stored.load("wise_routing")
@@ -182,24 +187,17 @@ def main() -> None:
         trained("draws", str(number), chosen)
     keep("methods", "GRACE", lambda: another(lm, drawn, grace))
     keep("methods", "ROME", lambda: another(lm, drawn, rome))
-    for name, lr in (("none", None), ("none, lr 0.001", 1e-3)):
-        trained("whitening", name, precondition=0.0, lr=lr)
-    trained("irrelevant", "sampled text", irrelevant="sampled")
-    trained("irrelevant", "24 questions", irrelevant=drawn.given[:24])
-    for layer in (16, 21, 22, 23, 24):
-        trained("layers", str(layer), layer=layer)
-    for number, chosen in enumerate(draws[1:], 1):
-        trained("layer 22", str(number), chosen, layer=22)
-    keep("calls", "merged", lambda: in_calls(lm, drawn, 4, False))
     keep("calls", "retrieved", lambda: in_calls(lm, drawn, 4, True))
+    keep("calls", "merged", lambda: in_calls(lm, drawn, 4, False))
+    trained("whitening", "none", precondition=0.0, lr=0.1)
+    trained("irrelevant", "facts alone", irrelevant=[q for q in drawn.given if q not in texts.messages()])
+    trained("masks", "0.2, 2", mask_ratio=0.2, shards=2)
     both = [r for request, form in zip(drawn.requests, drawn.forms[::3], strict=True) for r in (request, form)]
     trained("trained on", "one rephrasing more", requests=both)
-    for margins in ((0.05, 0.6, 0.4), (0.3, 1.2, 0.8)):
-        trained("margins", ", ".join(f"{m:g}" for m in margins), margins=margins)
-    for ratio, shards, lr in ((0.5, 2, 1e-4), (0.2, 2, 1e-4), (0.2, 2, 5e-4), (0.2, 4, 5e-4)):
-        trained("masks", f"{ratio:g}, {shards}, {lr:g}", mask_ratio=ratio, shards=shards, lr=lr)
-    prefixes = contexts.resolve(lm, "sampled", 0, ((10, 2),))
-    trained("trained on", "two prefixes more", contexts=prefixes)
+    for layer in (20, 24):
+        trained("layers", str(layer), layer=layer)
+    trained("irrelevant", "messages alone", irrelevant="sampled")
+    trained("masks", "0.5, 2", mask_ratio=0.5, shards=2)
 
 
 if __name__ == "__main__":
