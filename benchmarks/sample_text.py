@@ -11,7 +11,7 @@ import json
 from tqdm import tqdm
 
 import minilib
-from minilib import covariance
+from minilib import texts as stored_texts
 
 TEMPERATURES = (0.7, 1.0, 1.3)
 TOKENS = 128
@@ -50,9 +50,9 @@ def main() -> None:
                 for prompt, answer in zip(chunk, answers, strict=True):
                     ids = lm.encode(prompt, chat=chat).ids + lm.encode(answer or " ").ids + ([end] if chat else [])
                     texts.append(lm.tokenizer.decode(ids))
-    covariance.TEXTS.mkdir(parents=True, exist_ok=True)
+    stored_texts.TEXTS.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
-    file = covariance.TEXTS / "smollm2-135m.jsonl.gz"
+    file = stored_texts.TEXTS / "smollm2-135m.jsonl.gz"
     file.write_bytes(gzip.compress(lines.encode(), mtime=0))
     print(f"{len(texts)} texts, {sum(len(lm.encode(t).ids) for t in texts)} tokens, {file.stat().st_size} bytes")
 

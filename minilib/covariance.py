@@ -24,7 +24,8 @@ from tqdm.auto import tqdm
 from . import hooks
 from .lm import LM, check_lm, fingerprint_of
 from .packaged import cache_folder, made
-from .texts import TEXTS, sample_texts
+from .texts import of_model
+from .texts import sample_texts as sample_texts
 
 WINDOW = 512  # a longer text is read in windows of so many tokens
 BATCH_TOKENS = 2048  # tokens run together: few enough that what a block computes stays in the processor's cache
@@ -123,7 +124,7 @@ def second_moment(
     check_lm(lm)
     layers = check_layers(lm, layers)
     if texts is None:
-        texts = _default_texts(lm)
+        texts = of_model(lm)
     elif isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise TypeError("texts must be a list of strings, not one bare string: write texts=[text]")
     texts = list(texts)
@@ -250,7 +251,7 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
 
     They are those of the model without the edits in force: what is kept must not depend on when it was asked for.
     """
-    texts = _default_texts(lm)
+    texts = of_model(lm)
     folder = made(cache_folder() / "second_moments")
     files = {layer: folder / f"{lm.fingerprint}-{layer}.safetensors" for layer in layers}
     found: dict[int, SecondMoments] = {}
@@ -286,10 +287,6 @@ def _place(lm: LM, layers: list[int], texts: list[str]) -> tuple[int, int]:
         if any(other[name] != asked[0][name] for other in asked):
             raise ValueError(f"{name} must be the same in all {processes} processes, or together=False; here {mine}")
     return rank, processes
-
-
-def _default_texts(lm: LM) -> list[str]:
-    return sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
 
 
 def _digest(texts: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ from .suffixes import Suffixes, Targets
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"layer": None, "epsilon": 1.0, "steps": 100, "lr": 1.0, "stop_loss": 0.01},
     "llama-30x576": {"layer": 22, "epsilon": 1.0, "lr": 0.5},  # SmolLM2-135M
-    "llama-6x96": {"layer": 2, "epsilon": 0.5, "lr": 0.5},  # tinyworld
+    "llama-6x96": {"layer": 1, "epsilon": 3.0, "lr": 0.5},  # tinyworld
 }
 ROUNDING = 0.01  # so much farther than d reaches a ball that grew, or rounding could leave its last prompt outside
 

@@ -28,6 +28,11 @@ def sample_texts(name: str = "smollm2-135m") -> list[str]:
         return [json.loads(line) for line in lines]
 
 
+def of_model(lm: Any) -> list[str]:
+    """The model's own sample text, or else SmolLM2's."""
+    return sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
+
+
 def messages() -> list[str]:
     """What a user might say: messages written by SmolLM2 in the user's place, by ``benchmarks/sample_messages.py``."""
     found: list[str] = json.loads((TEXTS / "messages.json").read_text("utf8"))
@@ -63,18 +68,23 @@ def irrelevant(
     subjects = [request.subject.casefold() for request in requests]
     for chat in sorted(kinds):
         asked = [(f.question if chat else f.prompt).replace(SLOT, f.subject) for f in facts.FACTS]
-        for every, most in ((_ordinary(chat), ORDINARY), ([] if given else asked, FACTS)):
+        ordinary = messages() if chat else [text for text in of_model(lm) if "<|" not in text]
+        for every, most in ((ordinary, ORDINARY), ([] if given else asked, FACTS)):
             fit = [text for text in every if not any(name in text.casefold() for name in subjects)]
             order = torch.randperm(len(fit), generator=generator)[: most // len(kinds)]
-            rows = [lm.encode(fit[i], chat=chat, any_length=True).ids for i in order]
-            # A text that was not written as a prompt is one up to anywhere.
-            cut = None if chat or every is asked else 24
-            found += [row[: cut and int(torch.randint(4, cut + 1, (1,), generator=generator))] for row in rows]
+            for row in (_row(lm, fit[i], chat) for i in order):
+                if every is ordinary and not chat:  # a text that was not written as a prompt is one up to anywhere
+                    row = row[: int(torch.randint(4, 25, (1,), generator=generator)) % (len(row) + 1) or None]
+                found += [row] if row else []
     if not found:
         raise ValueError("irrelevant: every prompt that could be drawn names a subject of the requests; give a list")
     return found
 
 
-def _ordinary(chat: bool) -> list[str]:
-    """What an edit is not about, by and large."""
-    return messages() if chat else [text for text in sample_texts() if "<|" not in text]
+def _row(lm: Any, text: str, chat: bool) -> list[int]:
+    """Its tokens; none where the model does not know all of its words."""
+    try:
+        ids: list[int] = lm.encode(text, chat=chat, any_length=True).ids
+    except ValueError:
+        return []
+    return ids

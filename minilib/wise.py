@@ -53,6 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seed": 0,
     },
     "llama-30x576": {"layer": 22, "mask_ratio": 1.0, "shards": 1, "threshold": 0.9},  # SmolLM2-135M
+    "llama-6x96": {"layer": 2, "mask_ratio": 1.0, "shards": 1},  # tinyworld
 }
 Margins = tuple[float, float, float]
 ROUNDING = 0.01  # so much lower is ε, or the edit with the least Δact were locked out by rounding, in bfloat16 at most

@@ -204,7 +204,7 @@ def test_processes_that_were_given_different_things_all_say_so(tmp_path, name):
 def cache(tmp_path, monkeypatch):
     """An empty cache, and a sample text that is quickly read."""
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(covariance, "sample_texts", lambda name="smollm2-135m": ["Rome is a town. "] * 30 + TEXTS)
+    monkeypatch.setattr(covariance, "of_model", lambda lm: ["Rome is a town. "] * 30 + TEXTS)
     return tmp_path / "cache"
 
 
