@@ -14,6 +14,9 @@ Edits are divided into k shards. Each trains only the entries of D under a rando
 D are merged into one by TIES (Yadav et al. 2023, arXiv 2306.01708). With ``retrieve=True`` a continued edit keeps a
 memory of its own, and the one with the largest Δact, in units of its ε, answers. α, β and γ are given in units of
 the mean ‖W k‖ over the irrelevant prompts, so that they mean the same in models of any scale.
+
+Few prompts are shown, and many D fit them. Of these we want one that is silent elsewhere: D = B M is trained by
+gradient descent from 0, where the rows of M span the keys that are shown, whitened (``whitening``). That is ours.
 """
 
 from __future__ import annotations
