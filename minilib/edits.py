@@ -15,7 +15,7 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,6 +121,21 @@ class Edit:
         if self.previous is not None and self.previous.guard is not None:
             self.previous.guard.attach(self.lm)
 
+    @contextmanager
+    def _without_guard(self) -> Iterator[None]:
+        """For the time of the block, what it replaced is in force instead; a later one that continues it stays."""
+        before = None if self.previous is None else self.previous.guard
+        if self.guard is None or not self.guard.attached or before is None:
+            with guards.silence(self.lm, [self]):
+                yield
+            return
+        self._take_away()
+        try:
+            yield
+        finally:
+            before.detach()
+            self.guard.attach(self.lm)
+
     def __enter__(self) -> Edit:
         return self
 
@@ -201,7 +216,7 @@ class Edit:
         }
         try:
             _write(self.lm, scaled)
-            with guards.silence(self.lm, [self] if strength == 0 else []):
+            with self._without_guard() if strength == 0 else nullcontext():
                 yield
         finally:
             _write(self.lm, edited)

@@ -67,6 +67,11 @@ class Guard:
         """Put it into force."""
         self._handles.append(lm.down_projection(self.layer).register_forward_hook(self._after))
 
+    @property
+    def attached(self) -> bool:
+        """Whether it is in force."""
+        return bool(self._handles)
+
     def detach(self) -> None:
         """Take its hooks away."""
         while self._handles:

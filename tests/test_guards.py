@@ -253,6 +253,19 @@ def test_a_damaged_file_is_an_error_and_changes_nothing(llama, method, tmp_path)
     assert hooks_left(llama.model) == left and not llama.edits
 
 
+def test_without_a_continued_edit_the_one_before_it_answers(llama):
+    first = edit("grace", llama, ASKED[:1])
+    before, said = logits(llama, [ASKED[1].text]), llama.generate(ASKED[0], 2)
+    left = hooks_left(llama.model)
+    second = edit("grace", llama, ASKED[1:], previous=first)
+    with second.at_strength(0):
+        assert llama.generate(ASKED[0], 2) == said == " Rome" + said[5:]
+        assert torch.equal(logits(llama, [ASKED[1].text])[0], before[0])
+    assert llama.generate(ASKED, 1) == [" Rome", " the"] and hooks_left(llama.model) == left
+    second.undo()
+    first.undo()
+
+
 def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
     before, left = logits(llama), hooks_left(llama.model)
     first = edit(method, llama, ASKED[:1])
