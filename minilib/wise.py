@@ -328,8 +328,7 @@ def train(
         edits, others = activation(D, here), activation(D, irrelevant)
         margin = margin_loss(edits, others, margins)
         loss = nll.mean() + margin
-        values = (loss, nll.mean(), margin, edits.min(), others.max())
-        for name, value in zip(trace, values, strict=True):
+        for name, value in zip(trace, (loss, nll.mean(), margin, edits.min(), others.max()), strict=True):
             trace[name].append(value.item())
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is not finite at step {step}: lower lr")
