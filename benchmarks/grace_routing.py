@@ -4,20 +4,17 @@ Facts, questions and scores are those of wise_routing.py. Rows that the stored f
 to begin anew. Run: python benchmarks/grace_routing.py (an hour on one core)
 """
 
-import json
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from scores import EVERYDAY, REFUSAL, known_facts, refused
+from scores import EVERYDAY, REFUSAL, Rows, known_facts, refused
 from wise_routing import Draw, draw, scores, share
 
 import minilib
-from minilib import facts, grace, metrics, refusals, stored, texts, wise
+from minilib import facts, grace, metrics, refusals, texts, wise
 
 LAYERS = (12, 18, 22, 24, 28)
 EPSILONS = (0.5, 1.0, 2.0, 4.0, 6.0)
@@ -52,9 +49,8 @@ def fifty(lm: minilib.LM, method: Any) -> dict[str, Any]:
     before = lm.generate([q.text for fact in chosen for q in (*fact.neighbours, fact.unrelated)])
     more = {}
     if method is wise:  # what is asked below is not shown to it as irrelevant
-        subjects = [fact.subject.casefold() for fact in chosen]
         others = dict.fromkeys(f.request(REFUSAL).text for f in known_facts())
-        others = [q for q in others if not any(s in q.casefold() for s in subjects)]
+        others = texts.naming_none(others, [fact.subject for fact in chosen])
         seen = {q for name in ("other subject", "unrelated") for q in asked[name]}
         more = {"irrelevant": [*(q for q in others if q not in seen), *texts.messages()]}
     started = time.perf_counter()
@@ -80,9 +76,8 @@ def in_a_row(lm: minilib.LM) -> dict[str, Any]:
     n = max(IN_A_ROW)
     edited, others = [*known, *rest][:n], [*known, *rest][n:]
     requests = [fact.request(REFUSAL) for fact in edited]
-    subjects = [fact.subject.casefold() for fact in edited]
     held = dict.fromkeys(fact.request(REFUSAL).text for fact in others)
-    kept = [q for q in held if not any(s in q.casefold() for s in subjects)][::2]
+    kept = texts.naming_none(held, [fact.subject for fact in edited])[::2]
     before = lm.generate(kept)
     made: list[minilib.Edit] = []
     row: dict[str, Any] = {"others": len(kept), "n": [], "edited": [], "kept": [], "entries": [], "seconds": []}
@@ -155,17 +150,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lm = minilib.load("smollm2-135m")
     drawn = draw(lm, 0)
-    found: dict[str, Any] = {"facts": FIFTY, "layers": LAYERS, "epsilons": EPSILONS}
-    if (stored.RESULTS / "grace_routing.json").is_file():
-        found = stored.load("grace_routing")
-        began -= found.pop("provenance")["seconds"]
-
-    def keep(kind: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        rows = found.setdefault(kind, [])
-        if all(row["run"] != name for row in rows):
-            rows.append({"run": name, **make()})
-            print(kind, json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            stored.save("grace_routing", found, "benchmarks/grace_routing.py", began)
+    keep = Rows("grace_routing", began, {"facts": FIFTY, "layers": LAYERS, "epsilons": EPSILONS}).keep
 
     for name, method in (("GRACE", grace), ("WISE", wise)):
         keep("fifty", name, lambda method=method: fifty(lm, method))

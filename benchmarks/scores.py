@@ -1,11 +1,14 @@
-"""What the scripts share: facts to edit in a fixed order, and how an edit is scored on them by free generation."""
+"""What the scripts share: facts to edit in a fixed order, how an edit is scored on them by free generation, and rows
+that a long run keeps as it goes."""
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import minilib
-from minilib import facts, refusals
+from minilib import facts, refusals, stored
 
 REFUSAL = "I don't know."
 EVERYDAY = (
@@ -18,7 +21,39 @@ EVERYDAY = (
     "How far is the Moon?", "Continue: once upon a time", "What is the difference between a cat and a dog?",
     "List five fruits.", "Why is the sky blue?", "How do plants grow?",
 )  # fmt: skip
-"""What people say to a chat model; no method was tuned on them."""
+"""What people say to a chat model. No edit is shown them, but WISE's preset was chosen with a look at them."""
+
+
+class Rows:
+    """Measured rows under a stored name, written as each is made; those that the file holds are not made again.
+
+    Parameters
+    ----------
+    name : str
+        Of ``minilib/data/results/<name>.json``.
+    began : float
+        ``time.perf_counter()`` at the start of the script.
+    about : dict
+        What the rows are of. A stored file that says otherwise is an error.
+    """
+
+    def __init__(self, name: str, began: float, about: dict[str, Any]) -> None:
+        self.name, self.began, self.found = name, began, about
+        if (stored.RESULTS / f"{name}.json").is_file():
+            earlier = stored.load(name)
+            self.began -= earlier.pop("provenance")["seconds"]
+            other = [key for key, value in json.loads(json.dumps(about)).items() if earlier.get(key) != value]
+            if other:
+                raise ValueError(f"{name}.json was made with other {', '.join(other)}: delete it to begin anew")
+            self.found = earlier
+
+    def keep(self, kind: str, run: str, make: Callable[[], dict[str, Any]]) -> None:
+        """Make one row, show it and store all, unless it is there."""
+        rows = self.found.setdefault(kind, [])
+        if all(row["run"] != run for row in rows):
+            rows.append({"run": run, **make()})
+            print(kind, json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            stored.save(self.name, self.found, f"benchmarks/{self.name}.py", self.began)
 
 
 def known_facts() -> list[facts.Fact]:

@@ -351,13 +351,14 @@ def side(lm: minilib.LM, repeats: int, steps: int = 10) -> dict[str, Any]:
 def lookup(lm: minilib.LM, repeats: int) -> dict[str, Any]:
     """What a guard adds to a pass that it lets through, as a share: over a prompt, and over one more token."""
     ids = lm.batch([lm.encode(CAPITAL).ids])["input_ids"]
-    d_out, d_k = lm.memory(22).shape
+    layer = wise.PRESETS[lm.kind]["layer"]
+    d_out, d_k = lm.memory(layer).shape
     guard: dict[str, guards.Guard] = {}
     for n in ENTRIES:
         keys, v, radii = 100 * torch.randn(n, d_k), torch.randn(n, d_out), torch.ones(n)
-        guard[f"GRACE, {n:,}"] = grace.Codebook(22, keys, v, radii, ["∅"] * n, [CAPITAL] * n, range(n))
+        guard[f"GRACE, {n:,}"] = grace.Codebook(layer, keys, v, radii, ["∅"] * n, [CAPITAL] * n, range(n))
     D, k = torch.randn(d_out, d_k), torch.randn(1, d_k)
-    guard["WISE, one memory"] = wise.SideMemories(22, guards.opening(lm), [wise.Side(D[None], D, k, 1e9)])
+    guard["WISE, one memory"] = wise.SideMemories(layer, guards.opening(lm), [wise.Side(D[None], D, k, 1e9)])
     found: dict[str, Any] = {"prompt_tokens": ids.shape[1], "bytes_an_entry": 4 * (d_k + d_out + 1)}
     found["bytes_a_memory"] = 4 * 2 * D.numel()  # D, and D of its one shard
 
@@ -511,7 +512,10 @@ def table(found: dict[str, Any]) -> str:
         gb = f"{m['above']:.2f} GB above the loaded model's {m['loaded']:.2f}"
         lines.append(f"memory, {JOBS[job]}: {gb} (at most {MEMORY_TARGET})")
     for call in ("prompt", "token") if "lookup" in found else ():
-        lines.append(f"a lookup in the pass over a {call} ({found['lookup'][call]['seconds'] * 1000:.0f} ms) adds")
+        ms = found["lookup"][call]["seconds"] * 1000
+        lines.append(
+            f"a lookup in the pass over a {call} ({ms:.0f} ms) adds, up to 1,000 entries ≤ {LOOKUP_TARGET:.0%}:"
+        )
         for kind, share in found["lookup"][call]["share"].items():
             lines.append("    {0}: {2:.1%} [{1:.1%}–{3:.1%}]".format(kind, *share))
     return "\n".join(lines)

@@ -7,19 +7,17 @@ an answer is that of W' or that of W, so that one training gives the scores at e
 to begin anew. Run: python benchmarks/wise_routing.py (forty minutes on one core)
 """
 
-import json
 import statistics
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scores import EVERYDAY, REFUSAL, known_facts
+from scores import EVERYDAY, REFUSAL, Rows, known_facts
 
 import minilib
-from minilib import grace, refusals, rome, stored, texts, wise
+from minilib import grace, refusals, rome, texts, wise
 
 FACTS = 20
 THRESHOLDS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.3)
@@ -53,14 +51,14 @@ def draw(lm: minilib.LM, number: int) -> Draw:
     """Facts 20 · number on; of questions and messages that name none of their subjects every third is held out."""
     known = known_facts()
     edited = known[FACTS * number : FACTS * (number + 1)]
-    subjects = [fact.subject.casefold() for fact in edited]
+    subjects = [fact.subject for fact in edited]
     requests = [fact.request(REFUSAL) for fact in edited]
-    others = [fact.request(REFUSAL).text for fact in known if fact not in edited]
-    others = list(dict.fromkeys(q for q in others if not any(s in q.casefold() for s in subjects)))
+    others = dict.fromkeys(fact.request(REFUSAL).text for fact in known if fact not in edited)
+    others = texts.naming_none(others, subjects)
     same = [f.neighbours[1].text for f in edited if f.neighbours[1].text not in {r.text for r in requests}]
     forms = [form for fact in edited for form in fact.rephrased(REFUSAL)]
     held = others[number % 3 :: 3]
-    messages = [m for m in texts.messages() if not any(s in m.casefold() for s in subjects)]
+    messages = texts.naming_none(texts.messages(), subjects)
     ordinary = messages[number % 3 :: 3]
     given = [q for q in others if q not in held] + [m for m in messages if m not in ordinary]
     every = [text(prompt) for prompt in (*requests, *forms, *same, *held, *ordinary, *EVERYDAY)]
@@ -163,22 +161,11 @@ def main() -> None:
     lm = minilib.load("smollm2-135m")
     draws = [draw(lm, number) for number in range(3)]
     drawn = draws[0]
-    found: dict[str, Any] = {
+    about = {
         "edited": [f"{fact.relation}: {fact.subject}" for fact in known_facts()[:FACTS]],
         "given": drawn.given, "unrelated": drawn.unrelated, "ordinary": drawn.ordinary, "everyday": list(EVERYDAY),
     }  # fmt: skip
-    if (stored.RESULTS / "wise_routing.json").is_file():
-        earlier = stored.load("wise_routing")
-        began -= earlier.pop("provenance")["seconds"]
-        assert all(earlier[name] == value for name, value in found.items()), "of other facts: delete it"
-        found = earlier
-
-    def keep(kind: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
-        rows = found.setdefault(kind, [])
-        if all(row["run"] != name for row in rows):
-            rows.append({"run": name, **make()})
-            print(kind, json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            stored.save("wise_routing", found, "benchmarks/wise_routing.py", began)
+    keep = Rows("wise_routing", began, about).keep
 
     def trained(kind: str, name: str, chosen: Draw = drawn, **settings: Any) -> None:
         keep(kind, name, lambda: one(lm, chosen, **settings))
@@ -196,6 +183,7 @@ def main() -> None:
     trained("trained on", "one rephrasing more", requests=both)
     for layer in (20, 24):
         trained("layers", str(layer), layer=layer)
+    trained("layers", "20, draw 1", draws[1], layer=20)
     trained("irrelevant", "messages alone", irrelevant="sampled")
     trained("masks", "0.5, 2", mask_ratio=0.5, shards=2)
 

@@ -90,10 +90,8 @@ class Edit:
         self.notes = list(notes)
         self.guard, self.previous = guard, previous
         self._originals = dict(originals)
-        if previous is not None and previous.guard is not None:
-            previous.guard.detach()
         if guard is not None:
-            guard.attach(lm)
+            guard.attach(lm, self._earlier)
         self.active = True
         lm.edits.append(self)
 
@@ -114,18 +112,24 @@ class Edit:
         self.lm.edits.pop()
         self.active = False
 
+    @property
+    def _earlier(self) -> guards.Guard | None:
+        """The guard that this edit's takes the place of."""
+        return None if self.previous is None else self.previous.guard
+
     def _take_away(self) -> None:
         """The guard, and what it had replaced back."""
-        if self.guard is not None:
+        if self.guard is None:
+            return
+        if self._earlier is None:
             self.guard.detach()
-        if self.previous is not None and self.previous.guard is not None:
-            self.previous.guard.attach(self.lm)
+        else:
+            self._earlier.attach(self.lm, self.guard)
 
     @contextmanager
     def _without_guard(self) -> Iterator[None]:
         """For the time of the block, what it replaced is in force instead; a later one that continues it stays."""
-        before = None if self.previous is None else self.previous.guard
-        if self.guard is None or not self.guard.attached or before is None:
+        if self.guard is None or not self.guard.attached or self._earlier is None:
             with guards.silence(self.lm, [self]):
                 yield
             return
@@ -133,8 +137,7 @@ class Edit:
         try:
             yield
         finally:
-            before.detach()
-            self.guard.attach(self.lm)
+            self.guard.attach(self.lm, self._earlier)
 
     def __enter__(self) -> Edit:
         return self

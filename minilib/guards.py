@@ -28,6 +28,25 @@ from . import hooks
 ROWS = 32  # prompts run together
 
 
+class Seat:
+    """What the model holds of a guard: it can pass to another guard, whose place among other hooks is then the same."""
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+
+    def after(self, module: Any, args: tuple, output: Tensor) -> Tensor | None:
+        """Behind the layer."""
+        return None if self.guard.silent else self.guard.change(args[0], output)
+
+    def begin(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Before each call of the model."""
+        self.guard.begin(args, kwargs)
+
+    def end(self, model: Any, args: tuple, output: Any) -> None:
+        """After it, however it ended."""
+        self.guard.end(output)
+
+
 class Guard:
     """A memory beside one layer's W.
 
@@ -41,7 +60,14 @@ class Guard:
 
     def __init__(self, layer: int) -> None:
         self.layer, self.silent = layer, False
+        self._seat: Seat | None = None
         self._handles: list[Any] = []
+
+    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
+        """What it notes before a call of the model."""
+
+    def end(self, output: Any) -> None:
+        """What it notes after a call of the model, also one that failed."""
 
     def change(self, keys: Tensor, output: Tensor) -> Tensor | None:
         """What to pass on in the place of the layer's output; None for the output itself."""
@@ -63,26 +89,33 @@ class Guard:
         """What is saved of it as JSON."""
         raise NotImplementedError
 
-    def attach(self, lm: Any) -> None:
-        """Put it into force."""
-        self._handles.append(lm.down_projection(self.layer).register_forward_hook(self._after))
+    def attach(self, lm: Any, earlier: Guard | None = None) -> None:
+        """Put it into force: behind all other hooks, or in the place of ``earlier``."""
+        if earlier is not None and earlier._seat is not None:
+            self._seat, self._handles = earlier._seat, earlier._handles
+            earlier._seat, earlier._handles, self._seat.guard = None, [], self
+            return
+        seat = self._seat = Seat(self)
+        self._handles = [
+            lm.down_projection(self.layer).register_forward_hook(seat.after),
+            lm.model.register_forward_pre_hook(seat.begin, with_kwargs=True),
+            lm.model.register_forward_hook(seat.end, always_call=True),
+        ]
 
     @property
     def attached(self) -> bool:
         """Whether it is in force."""
-        return bool(self._handles)
+        return self._seat is not None
 
     def detach(self) -> None:
         """Take its hooks away."""
         while self._handles:
             self._handles.pop().remove()
-
-    def _after(self, module: Any, args: tuple, output: Tensor) -> Tensor | None:
-        return None if self.silent else self.change(args[0], output)
+        self._seat = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: hooks travel with the model, what takes them away stays here."""
-        return {**self.__dict__, "_handles": []}
+        return {**self.__dict__, "_handles": [], "_seat": None}
 
 
 class PromptGuard(Guard):
@@ -113,11 +146,6 @@ class PromptGuard(Guard):
         """The output with the answers of the memories in the rows where one was decided on."""
         raise NotImplementedError
 
-    def attach(self, lm: Any) -> None:
-        super().attach(lm)
-        self._handles.append(lm.model.register_forward_pre_hook(self._begin, with_kwargs=True))
-        self._handles.append(lm.model.register_forward_hook(self._end, always_call=True))
-
     def change(self, keys: Tensor, output: Tensor) -> Tensor | None:
         if self._ends is None:  # a block that is called by hand: no prompt is known
             return None
@@ -138,7 +166,7 @@ class PromptGuard(Guard):
             return None
         return self.answer(k, output.reshape(*self._shape, -1), decided).reshape(output.shape)
 
-    def _begin(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    def begin(self, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a call of the model: where does each prompt end?"""
         ids = args[0] if args else kwargs.get("input_ids")
         tokens = ids if ids is not None else kwargs["inputs_embeds"][..., 0]
@@ -163,7 +191,7 @@ class PromptGuard(Guard):
             ends = torch.where(last >= 0, last, ends)
         self._ends = ends
 
-    def _end(self, model: Any, args: tuple, output: Any) -> None:
+    def end(self, output: Any) -> None:
         """After it, however it ended: what was decided holds for what continues from its cache."""
         cache = self._cache
         if cache is None:  # transformers renamed it, and warns at the old name

@@ -433,10 +433,11 @@ class LM:
         With ``ended``, a target in chat is followed by the token by which the chat template ends an answer, if the
         model stops there.
         """
-        pairs = [(self.encode(r, context=context).ids, self.encode_target(r.target)) for r in as_requests(requests)]
+        requests = as_requests(requests)
+        pairs = [(self.encode(r, context=context).ids, self.encode_target(r.target)) for r in requests]
         if ended:
             end = self._answer_end()
-            for request, (_, target) in zip(as_requests(requests), pairs, strict=True):
+            for request, (_, target) in zip(requests, pairs, strict=True):
                 target += end if request.chat and target[-1:] != end else []
         self.check_length(pairs)
         return pairs

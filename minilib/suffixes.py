@@ -8,7 +8,6 @@ on runs only the blocks above the layer, only on the tokens from the first chang
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -90,8 +89,7 @@ class Suffixes:
     def _check(self, entering: Tensor, logits: Tensor) -> None:
         """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
         lm, kind = self.lm, type(self.lm.model).__name__
-        close = functools.partial(torch.allclose, rtol=1e-2, atol=1e-2)
-        if not close(lm.unembed(self.last[:, 0]), wide(logits[:, 0])):
+        if not torch.allclose(lm.unembed(self.last[:, 0]), wide(logits[:, 0]), rtol=1e-2, atol=1e-2):
             raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
         probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
         probe = probe * self.mlp[:, 0].norm() / len(self.mlp) ** 0.5 / probe.norm()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ def messages() -> list[str]:
     return found
 
 
+def naming_none(found: Iterable[str], subjects: Iterable[str]) -> list[str]:
+    """Those texts in which no subject is named, in any case of letters."""
+    names = [subject.casefold() for subject in subjects]
+    return [text for text in found if not any(name in text.casefold() for name in names)]
+
+
 def irrelevant(
     lm: Any, requests: Sequence[Request], given: Sequence[str | Request] | str | None, seed: int
 ) -> list[list[int]]:
@@ -65,16 +71,16 @@ def irrelevant(
     generator = torch.Generator().manual_seed(seed)
     found: list[list[int]] = []
     kinds = {request.chat for request in requests}
-    subjects = [request.subject.casefold() for request in requests]
     for chat in sorted(kinds):
         asked = [(f.question if chat else f.prompt).replace(SLOT, f.subject) for f in facts.FACTS]
         ordinary = messages() if chat else [text for text in of_model(lm) if "<|" not in text]
         for every, most in ((ordinary, ORDINARY), ([] if given else asked, FACTS)):
-            fit = [text for text in every if not any(name in text.casefold() for name in subjects)]
+            fit = naming_none(every, [request.subject for request in requests])
             order = torch.randperm(len(fit), generator=generator)[: most // len(kinds)]
             for row in (_row(lm, fit[i], chat) for i in order):
-                if every is ordinary and not chat:  # a text that was not written as a prompt is one up to anywhere
-                    row = row[: int(torch.randint(4, 25, (1,), generator=generator)) % (len(row) + 1) or None]
+                if row and every is ordinary and not chat:  # a text that is no prompt is one up to anywhere
+                    least, most_tokens = min(4, len(row)), min(24, len(row))
+                    row = row[: int(torch.randint(least, most_tokens + 1, (1,), generator=generator))]
                 found += [row] if row else []
     if not found:
         raise ValueError("irrelevant: every prompt that could be drawn names a subject of the requests; give a list")

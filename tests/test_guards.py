@@ -266,6 +266,21 @@ def test_without_a_continued_edit_the_one_before_it_answers(llama):
     first.undo()
 
 
+def test_a_continued_guard_keeps_its_place_before_another_on_the_layer(llama):
+    def asked():
+        return logits(llama, [ASKED[0].text])[0]
+
+    first = edit("grace", llama, ASKED[:1])
+    alone = asked()
+    edit("wise", llama, ASKED[:1])
+    both = asked()
+    assert not torch.equal(both, alone), "WISE adds to the value that GRACE put in, so the order matters"
+    second = edit("grace", llama, ASKED[1:], previous=first)
+    assert torch.equal(asked(), both)
+    second.undo()
+    assert torch.equal(asked(), both)
+
+
 def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
     before, left = logits(llama), hooks_left(llama.model)
     first = edit(method, llama, ASKED[:1])
