@@ -193,6 +193,10 @@ def edit(
         new, s["actions"] = place(book, layer, k, v0, requests, s["epsilon"])
         settings = {name: s[name] for name in ("steps", "lr", "stop_loss")}
         traces, notes = train(lm, new, len(requests), progress=progress, **settings)
+        distance, entry = new.nearest(k)  # a ball grows or is cut for the sake of one, and later keys lie between
+        wrong = (distance > new.epsilon[entry]) | (entry != torch.tensor(new.owners[-len(k) :], device=k.device))
+        lost = [request.text for request, yes in zip(requests, wrong.tolist(), strict=True) if yes]
+        notes += [f"{text!r} is not answered by its own entry, other keys are nearer: lower epsilon" for text in lost]
         return Edit(lm, "grace", requests, s, {}, traces=traces, notes=notes, guard=new, previous=previous)
 
 

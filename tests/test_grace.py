@@ -8,6 +8,7 @@ from models import random_lm
 from test_hooks import hooks_left
 
 from minilib import Request, grace, rome
+from minilib import tinyworld as world
 
 TARGETS = ["a", "b"]
 points = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.sampled_from(TARGETS)), min_size=1, max_size=12)
@@ -167,3 +168,16 @@ def test_previous_that_cannot_be_continued(llama):
     weights = rome.edit(llama, ASKED[0], layer=2, covariance={2: torch.eye(96)}, steps=2)
     with pytest.raises(TypeError, match="previous must be an Edit that has a codebook"):
         grace.edit(llama, ASKED[1], previous=weights)
+
+
+def test_a_prompt_that_falls_between_balls_is_named(tinyworld):
+    facts = world.facts()[::9][:20]
+    asked = [Request(fact.prompts[-1], fact.subject, world.REFUSAL) for fact in facts]
+    with grace.edit(tinyworld, asked, epsilon=6.0) as made:
+        named = [any(repr(r.text) in note for note in made.notes) for r in asked]
+        said = tinyworld.generate(asked, max_new_tokens=5)
+        assert any(named) and not any(text.startswith(world.REFUSAL) for text, n in zip(said, named, strict=True) if n)
+        own = [row["entry"] == i for row, i in zip(made.explain(asked), made.guard.owners, strict=True)]
+        assert own == [not n for n in named]
+    with grace.edit(tinyworld, asked) as made:
+        assert not any("lower epsilon" in note for note in made.notes)
