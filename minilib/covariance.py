@@ -47,6 +47,7 @@ class SecondMoments(dict[int, Tensor]):
     def __init__(self, moments: Mapping[int, Tensor], fingerprint: str, tokens: int, text: str) -> None:
         super().__init__(moments)
         self.fingerprint, self.tokens, self.text = fingerprint, tokens, text
+        self._spectra: dict[int, tuple[tuple[int, int], Tensor, Tensor]] = {}  # what ``spectrum`` found, and of which C
 
     def save(self, file: str | Path) -> None:
         """Write to one safetensors file."""
@@ -162,7 +163,9 @@ def second_moment(
     return SecondMoments(moments, lm.fingerprint, n, _digest(texts))
 
 
-def take(lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]) -> dict[int, Float[Tensor, "d_k d_k"]]:
+def take(
+    lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
+) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
     """The second moments of the layers asked for, checked; computed from the sample text where none are given.
 
     What is computed here is kept beside the model in the user's cache.
@@ -206,7 +209,24 @@ def take(lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int])
         if not torch.allclose(C, C.T, rtol=1e-3, atol=1e-3 * C.abs().max().item()):
             raise ValueError(f"covariance[{layer}] is not symmetric, as a mean of k kᵀ is: pass C itself")
         found[layer] = C.detach().to(lm.memory(layer).device)
+    if isinstance(covariance, SecondMoments):
+        taken = SecondMoments(found, covariance.fingerprint, covariance.tokens, covariance.text)
+        taken._spectra = covariance._spectra  # shared: what is found now serves the next edit
+        return taken
     return found
+
+
+def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor, "d_k"], Float[Tensor, "d_k d_k"]]:
+    """The eigenvalues of one layer's C, ascending, and the eigenvectors in the columns (float32).
+
+    ``SecondMoments`` keep them, until C is another; from a plain dict they are computed each time.
+    """
+    C = covariance[layer]
+    kept = covariance._spectra if isinstance(covariance, SecondMoments) else {}
+    which = C.data_ptr(), C._version
+    if layer not in kept or kept[layer][0] != which:
+        kept[layer] = which, *torch.linalg.eigh(C.float())
+    return kept[layer][1:]
 
 
 def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, "d_k"]) -> Float[Tensor, "d_k"]:

@@ -63,6 +63,8 @@ class Edit:
         A memory beside the weights, which this edit puts into force.
     previous : Edit, optional
         The edit whose guard this one's takes the place of, until it is undone.
+    keys : dict of int to Tensor, optional
+        Of each layer, the keys that were written, (d_k, requests): AlphaEdit's later edits spare them.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Edit:
         notes: Sequence[str] = (),
         guard: guards.Guard | None = None,
         previous: Edit | None = None,
+        keys: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.lm = lm
         self.method = method
@@ -88,6 +91,7 @@ class Edit:
         self.deltas |= {n: left @ right for n, (left, right) in self.factors.items() if n not in self.deltas}
         self.traces = list(traces)
         self.notes = list(notes)
+        self.keys = dict(keys or {})
         self.guard, self.previous = guard, previous
         self._originals = dict(originals)
         if guard is not None:
@@ -165,6 +169,7 @@ class Edit:
                 tensors |= {f"{name}:{side}": f for side, f in zip(("left", "right"), factors, strict=True)}
             else:
                 tensors[f"{name}:delta"] = delta
+        tensors |= {f"{layer}:keys": keys for layer, keys in self.keys.items()}
         about = {
             "format": FORMAT,
             "method": self.method,
@@ -431,8 +436,8 @@ def settle(
 
 
 _WHOLE = {"steps": 1, "seed": 0, "shards": 1}
-_SHARE = {"mask_ratio", "density", "threshold"}
-_POSITIVE = {"lr", "clamp_factor", "covariance_weight", "epsilon"} | _SHARE
+_SHARE = {"mask_ratio", "density", "threshold", "nullspace_energy"}
+_POSITIVE = {"lr", "clamp_factor", "covariance_weight", "epsilon", "l2", "nullspace_threshold"} | _SHARE
 _NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -28,6 +28,38 @@ def keys_and_states(
 ) -> tuple[Float[Tensor, "requests contexts d_k"], Float[Tensor, "requests contexts d_out"]]:
     """k at a layer, and the hidden state that block ``last``, at or above it, returns."""
     return _at_subject(lm, requests, contexts, layer, lm.blocks[last])
+
+
+def check_window(lm: LM, layers: Sequence[int]) -> None:
+    """An error where a block normalises what its MLP returns: a residual is in general no change of W there."""
+    for layer in layers:
+        if lm.post_norm(layer) is not None:
+            raise ValueError(
+                f"layers: block {layer} of {lm.name} normalises its MLP's output before adding it, so a residual "
+                "cannot be written there; use minilib.rome.edit for this model"
+            )
+
+
+def shares(
+    lm: LM,
+    requests: Sequence[Request],
+    z: Float[Tensor, "requests d_out"],
+    layers: Sequence[int],
+    contexts: Sequence[str],
+) -> Iterator[tuple[int, Float[Tensor, "d_k requests"], Float[Tensor, "d_out requests"]]]:
+    """What each layer of a window has to write, so that its last block returns z (MEMIT, algorithm 1).
+
+    Yields
+    ------
+    layer, K1, R
+        Of each layer, from the lowest: the requests' keys, averaged over the contexts, and this layer's share of what
+        is missing, (z − h) / (layers left), a request in each column (float64). Both are read when they are asked for,
+        so that what was written to the layers below counts.
+    """
+    for i, layer in enumerate(layers):
+        k, h = keys_and_states(lm, requests, layer, contexts, last=layers[-1])
+        K1, h = k.mean(1).T.double(), h[:, 0].T.double()
+        yield layer, K1, (z.T.double() - h) / (len(layers) - i)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from . import covariance as second_moments
 from . import values
 from .contexts import resolve
 from .edits import Edit, add, changing, editor, factors, said_before, settle
-from .keys import keys_and_states
+from .keys import check_window, shares
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
 
@@ -112,12 +112,7 @@ def edit(
     s = settle(lm, PRESETS, given)
     s["layers"] = layers = second_moments.check_layers(lm, s["layers"])
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
-    for layer in layers:
-        if lm.post_norm(layer) is not None:
-            raise ValueError(
-                f"layers: block {layer} of {lm.name} normalises its MLP's output before adding it, so MEMIT cannot "
-                "write a residual there; use minilib.rome.edit for this model"
-            )
+    check_window(lm, layers)
     C = second_moments.take(lm, covariance, layers)
     L = {layer: second_moments.factor(C[layer]) for layer in layers}
     thin: dict[str, tuple[Tensor, Tensor]] = {}
@@ -125,11 +120,7 @@ def edit(
         found = values.find(
             lm, requests, layers[-1], "block", progress=progress, **{name: s[name] for name in values.SEARCH}
         )
-        z = found.v_star.T.double()  # (d_out, n): a fact in each column, as in the paper
-        for i, layer in enumerate(layers):
-            k, h = keys_and_states(lm, requests, layer, s["contexts"], last=layers[-1])
-            K1, h = k.mean(1).T.double(), h[:, 0].T.double()  # (d_k, n) and (d_out, n)
-            R = (z - h) / (len(layers) - i)
+        for layer, K1, R in shares(lm, requests, found.v_star, layers, s["contexts"]):
             write = spread(K1, L[layer], s["covariance_weight"])
             thin |= factors(lm, layer, R.float(), write.float())
             add(lm, layer, R.float() @ write.float())

@@ -107,6 +107,8 @@ def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mappi
         When a change does not fit. The model is left as it was.
     """
     with damaged(folder):
+        keys = {int(n.removesuffix(":keys")): k for n, k in tensors.items() if n.endswith(":keys")}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(":keys")}
         names = dict.fromkeys(name.rpartition(":")[0] for name in tensors)
         thin = {n: (tensors[f"{n}:left"], tensors[f"{n}:right"]) for n in names if f"{n}:delta" not in tensors}
         deltas = {n: thin[n][0] @ thin[n][1] if n in thin else tensors[f"{n}:delta"] for n in names}
@@ -118,7 +120,7 @@ def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mappi
     with changing(lm, list(deltas)) as originals:
         for name, delta in deltas.items():
             add_to(lm.model.get_parameter(name), delta, name)
-        more = {"traces": about["traces"], "notes": about["notes"], "factors": thin}
+        more = {"traces": about["traces"], "notes": about["notes"], "factors": thin, "keys": keys}
         return Edit(lm, method, requests, settings, originals, deltas, **more)
 
 

@@ -1,0 +1,264 @@
+"""AlphaEdit: equal to the authors' code, silent on what it protects, the minimiser it claims to be, undone exactly."""
+
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import assert_same_weights, random_lm, weights
+
+import minilib
+from minilib import Request, alphaedit, covariance, memit
+from minilib import keys as key_reader
+from minilib.covariance import SecondMoments
+
+LAYERS = [1, 2, 3]
+
+
+@pytest.fixture
+def arguments(reference) -> dict:
+    about = {"layers": LAYERS, "covariance": reference["covariance"], "l2": reference["alphaedit"]["l2"]}
+    return {**about, "nullspace_threshold": reference["alphaedit"]["nullspace_threshold"], **reference["search"]}
+
+
+def test_both_steps_are_those_of_the_authors_code(llama, reference, arguments):
+    first = alphaedit.edit(llama, reference["requests"][:2], **arguments)
+    second = alphaedit.edit(llama, reference["requests"][2], previous=first, **arguments)
+    so_far = {name: delta.clone() for name, delta in first.deltas.items()}
+    for step, edit in enumerate((first, second)):
+        for layer in LAYERS:
+            name = llama.weight_name(layer)
+            so_far[name] = edit.deltas[name] + (so_far[name] if step else 0)
+            expected = reference["tensors"][f"alphaedit.step{step}.layer{layer}.delta_total"]
+            assert (so_far[name] - expected).norm() <= 1e-4 * expected.norm()
+    dims = dict(zip(map(str, LAYERS), reference["alphaedit"]["nullspace_dims"], strict=True))
+    assert first.settings["directions"] == {layer: f"{n} of 96" for layer, n in dims.items()}
+    logprobs = llama.logprobs(reference["requests"])
+    torch.testing.assert_close(logprobs, reference["tensors"]["alphaedit.step1.logprobs"], rtol=0, atol=1e-3)
+
+
+def test_a_sequence_is_undone_from_its_end(llama, reference, arguments):
+    before = weights(llama)
+    first = alphaedit.edit(llama, reference["requests"][:2], **arguments)
+    between = weights(llama)
+    second = alphaedit.edit(llama, reference["requests"][2], previous=[first], **arguments)
+    with pytest.raises(ValueError, match="lies under a later edit"):
+        first.undo()
+    second.undo()
+    assert_same_weights(llama, between)
+    first.undo()
+    assert_same_weights(llama, before)
+
+
+def random_problem(seed: int, d_k: int = 9, d_out: int = 4, n: int = 3, earlier: int = 2, free: int = 6):
+    """C with a null space of ``free`` directions, exactly."""
+    random = torch.Generator().manual_seed(seed)
+    A = torch.randn(d_k, d_k - free, generator=random, dtype=torch.float64)
+    K1, Kp = (torch.randn(d_k, m, generator=random, dtype=torch.float64) for m in (n, earlier))
+    return A, K1, Kp, torch.randn(d_out, n, generator=random, dtype=torch.float64)
+
+
+@given(seed=st.integers(0, 2**16), n=st.integers(1, 12), earlier=st.integers(0, 12), l2=st.floats(1e-2, 1e3))
+def test_both_ways_of_solving_give_the_authors_equation(seed, n, earlier, l2):
+    A, K1, Kp, R = random_problem(seed, n=n, earlier=earlier)
+    P = alphaedit.projector({0: A @ A.T}, 0, 1e-4)
+    left = P @ (K1 @ K1.T + Kp @ Kp.T) + l2 * torch.eye(9).double()
+    expected = torch.linalg.solve(left, P @ K1 @ R.T).T
+    torch.testing.assert_close(R @ alphaedit.spread(K1, Kp, P, l2), expected, rtol=1e-4, atol=1e-5)
+
+
+@given(seed=st.integers(0, 2**16))
+def test_preserved_keys_keep_their_values(seed):
+    A, K1, Kp, R = random_problem(seed)
+    P = alphaedit.projector({0: A @ A.T}, 0, 1e-4)
+    torch.testing.assert_close(P, P.T, rtol=0, atol=1e-12)
+    torch.testing.assert_close(P @ P, P, rtol=0, atol=1e-5)
+    delta = R @ alphaedit.spread(K1, Kp, P, 1.0)
+    assert (delta @ A).norm() <= 1e-5 * delta.norm() * A.norm(), "C's null space is exact, so ΔK₀ is zero"
+
+
+@given(seed=st.integers(0, 2**16), l2=st.floats(1e-2, 1e2), scale=st.floats(1e-3, 1))
+def test_no_other_change_in_the_free_directions_is_cheaper(seed, l2, scale):
+    A, K1, Kp, R = random_problem(seed)
+    P = alphaedit.projector({0: A @ A.T}, 0, 1e-4)
+    delta = R @ alphaedit.spread(K1, Kp, P, l2)
+    other = delta + scale * torch.randn(delta.shape, generator=torch.Generator().manual_seed(seed)).double() @ P
+    cost = lambda D: ((D @ K1 - R).pow(2).sum() + (D @ Kp).pow(2).sum() + l2 * D.pow(2).sum()).item()  # noqa: E731
+    assert cost(other) > cost(delta)
+
+
+@given(seed=st.integers(0, 2**16), l2=st.floats(1e-2, 1e2))
+def test_without_p_and_earlier_keys_it_is_ridge_regression(seed, l2):
+    _, K1, Kp, R = random_problem(seed)
+    expected = R @ K1.T @ torch.linalg.inv(K1 @ K1.T + l2 * torch.eye(9).double())
+    torch.testing.assert_close(R @ alphaedit.spread(K1, Kp[:, :0], None, l2), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_without_p_it_is_memit_with_an_even_spectrum(llama, reference, arguments):
+    """C = I and λ = L2 make MEMIT's penalty the same."""
+    requests = reference["requests"]
+    even = {layer: torch.eye(96) for layer in LAYERS}
+    with alphaedit.edit(llama, requests, **{**arguments, "project": False, "l2": 3.0}) as edit:
+        found = edit.deltas
+        assert "directions" not in edit.settings and edit.settings["project"] is False
+    search = {**reference["search"], "layers": LAYERS, "covariance": even, "covariance_weight": 3.0}
+    with memit.edit(llama, requests, **search) as edit:
+        for name, delta in edit.deltas.items():
+            torch.testing.assert_close(found[name], delta, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=5)
+@given(order=st.permutations([0, 1, 2]))
+def test_the_order_of_a_batch_does_not_matter(order):
+    lm = random_lm("llama")
+    requests = [
+        Request("The capital of {} is", "France", " Rome"),
+        Request("{} was born in the town of", "Mira Okafor", " Lund"),
+        Request("{} was in the town of", "The capital", " unknown to me"),
+    ]
+    C = {layer: torch.diag(torch.linspace(0.001, 1, 64)) for layer in (1, 2)}
+    arguments = {"layers": [1, 2], "covariance": C, "nullspace_threshold": 0.5, "l2": 0.1, "steps": 4, "lr": 0.1}
+    with alphaedit.edit(lm, requests, **arguments) as edit:
+        expected = edit.deltas
+    with alphaedit.edit(lm, [requests[i] for i in order], **arguments) as edit:
+        for name, delta in edit.deltas.items():
+            assert (delta - expected[name]).norm() <= 1e-4 * expected[name].norm()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "opt"])
+def test_other_layouts_are_written_the_right_way_round(kind):
+    """What is protected is the model's own: keys of text that was kept aside hardly notice the change."""
+    lm = random_lm(kind)
+    text = ["The capital of France is Paris.", "Mira Okafor was born in the town of Lund.", "A river flows to the sea."]
+    C = covariance.second_moment(lm, [1, 2], text)
+    request = Request("{} was in the town of", "The capital", " unknown to me")
+    with warnings.catch_warnings(action="ignore"):
+        made = alphaedit.edit(lm, request, [1, 2], C, nullspace_energy=1e-4, l2=1e-3, steps=8, lr=0.1)
+    loss = made.traces[0]["loss"]
+    assert loss[-1] < loss[0]
+    for layer in (1, 2):
+        delta = made.deltas[lm.weight_name(layer)]
+        delta = delta.T if lm.transposed(layer) else delta
+        root = torch.linalg.eigh(C[layer].double())
+        K0 = root.eigenvectors * root.eigenvalues.clamp(min=0).sqrt()
+        assert (delta.double() @ K0).norm() <= 0.0101 * delta.norm() * K0.norm()
+    made.undo()
+
+
+def test_the_keys_are_remembered_and_saved(llama, reference, arguments, tmp_path):
+    requests = reference["requests"]
+    first = alphaedit.edit(llama, requests[:2], **arguments)
+    assert {layer: k.shape for layer, k in first.keys.items()} == dict.fromkeys(LAYERS, (96, 2))
+    first.save(tmp_path)
+    after = weights(llama)
+    with alphaedit.edit(llama, requests[2], previous=first, **arguments) as second:
+        expected = second.deltas
+    first.undo()
+    first = minilib.load_edit(llama, tmp_path)
+    assert_same_weights(llama, after)
+    with alphaedit.edit(llama, requests[2], previous=first, **arguments) as second:
+        for name, delta in second.deltas.items():
+            torch.testing.assert_close(delta, expected[name], rtol=1e-5, atol=1e-8)
+
+
+def test_earlier_keys_keep_their_values_better(llama, reference, arguments):
+    requests = [Request("The capital of {} is", "France", " Rome"), Request("The capital of {} is", "Mira", " Lund")]
+    first = alphaedit.edit(llama, requests[0], **arguments)
+    moved = []
+    for previous in ([], [first]):
+        with alphaedit.edit(llama, requests[1], previous=previous, **{**arguments, "l2": 0.01}) as second:
+            moved.append((second.deltas[llama.weight_name(1)] @ first.keys[1]).norm().item())
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_anchor_norm_gives_z_the_length_of_the_unedited_state(llama, reference, arguments):
+    request, last = reference["requests"][0], LAYERS[-1]
+    _, h = key_reader.keys_and_states(llama, [request], last, ["{}"], last=last)
+    exact = {**arguments, "project": False, "l2": 1e-8}
+    lengths = []
+    for anchor in (False, True):
+        with alphaedit.edit(llama, request, anchor_norm=anchor, **exact):
+            _, now = key_reader.keys_and_states(llama, [request], last, ["{}"], last=last)
+            lengths.append((now.norm() / h.norm()).item())
+    assert lengths[0] > 1.02 and lengths[1] == pytest.approx(1, abs=1e-3)
+
+
+def test_second_moments_keep_their_eigenvectors(llama):
+    C = covariance.second_moment(llama, [1], ["The capital of France is Paris."] * 3)
+    w, U = covariance.spectrum(C, 1)
+    assert covariance.spectrum(C, 1)[1] is U
+    assert covariance.spectrum(covariance.take(llama, C, [1]), 1)[1] is U, "what an edit is given keeps them too"
+    torch.testing.assert_close(U @ w.diag() @ U.T, C[1], rtol=1e-4, atol=1e-5)
+    C[1].mul_(2.0)
+    torch.testing.assert_close(covariance.spectrum(C, 1)[0], 2 * w, rtol=1e-4, atol=1e-5)
+    C[1] = torch.eye(96)
+    assert torch.equal(covariance.spectrum(C, 1)[0], torch.ones(96))
+
+
+def test_few_tokens_are_warned_of(llama, reference, arguments):
+    with pytest.warns(UserWarning, match=r"from 5 tokens, fewer than keys have dimensions \(96\)"):
+        C = SecondMoments(reference["covariance"], llama.fingerprint, 5, "x")
+        alphaedit.edit(llama, reference["requests"][0], **{**arguments, "covariance": C}).undo()
+
+
+def test_a_threshold_that_leaves_all_is_allowed_and_said(llama, reference, arguments):
+    with alphaedit.edit(llama, reference["requests"][0], **{**arguments, "nullspace_threshold": 1e9}) as edit:
+        assert set(edit.settings["directions"].values()) == {"96 of 96"}
+        everything = edit.deltas
+    with alphaedit.edit(llama, reference["requests"][0], project=False, **arguments) as edit:
+        for name, delta in edit.deltas.items():
+            torch.testing.assert_close(delta, everything[name], rtol=1e-4, atol=1e-6)
+
+
+WRONG = {
+    "no direction": (
+        {"nullspace_threshold": 1e-12},
+        ValueError,
+        r"leaves no direction of layer 1.*eigenvalues go from",
+    ),
+    "no energy": (
+        {"nullspace_threshold": None, "nullspace_energy": 1e-12},
+        ValueError,
+        "nullspace_energy 1e-12 leaves",
+    ),
+    "both": ({"nullspace_energy": 0.1}, ValueError, "give one of them"),
+    "more than all": ({"nullspace_threshold": None, "nullspace_energy": 1.5}, ValueError, "share in"),
+    "l2": ({"l2": 0.0}, ValueError, "l2 must be finite and above 0"),
+    "layers": ({"layers": [2, 1]}, ValueError, "ascending"),
+    "keyword": ({"nullspace_treshold": 1.0}, TypeError, "did you mean 'nullspace_threshold'"),
+    "previous": ({"previous": 3}, TypeError, "previous must be a list of edits"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input(llama, reference, arguments, name):
+    changed, error, message = WRONG[name]
+    before = weights(llama)
+    with pytest.raises(error, match=message):
+        alphaedit.edit(llama, reference["requests"][0], **{**arguments, **changed})
+    assert_same_weights(llama, before)
+    assert not llama.edits
+
+
+def test_previous_that_cannot_be_used(llama, reference, arguments):
+    requests, search = reference["requests"], reference["search"]
+    other = random_lm("llama")
+    C = {1: torch.eye(64)}
+    theirs = alphaedit.edit(other, requests[0], [1], C, nullspace_threshold=2.0, steps=2)
+    elsewhere = alphaedit.edit(llama, requests[0], **{**arguments, "layers": [1]})
+    after = weights(llama)
+    undone = alphaedit.edit(llama, requests[1], **arguments)
+    undone.undo()
+    with memit.edit(llama, requests[1], LAYERS, reference["covariance"], covariance_weight=50.0, **search) as kind:
+        for previous, error, message in (
+            (theirs, ValueError, "edit of another model"),
+            (undone, ValueError, "was undone"),
+            (elsewhere, ValueError, r"was written at layers \[1\], not \[1, 2, 3\]"),
+            ([kind], TypeError, "made by alphaedit.edit"),
+        ):
+            with pytest.raises(error, match=message):
+                alphaedit.edit(llama, requests[2], previous=previous, **arguments)
+    with pytest.raises(ValueError, match="twice"):
+        alphaedit.edit(llama, requests[2], previous=[elsewhere] * 2, **{**arguments, "layers": [1]})
+    assert_same_weights(llama, after)
