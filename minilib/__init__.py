@@ -8,6 +8,7 @@
 """
 
 from . import (
+    alphaedit,
     contexts,
     covariance,
     edits,
@@ -19,6 +20,7 @@ from . import (
     refusals,
     requests,
     rome,
+    sequence,
     tracing,
     values,
     wise,
@@ -31,6 +33,7 @@ from .saved import load_edit
 __version__ = "0.1.0"
 __all__ = ["LM", "Edit", "Layout", "Request", "load", "load_edit"]
 __all__ += [
+    "alphaedit",
     "contexts",
     "covariance",
     "edits",
@@ -42,6 +45,7 @@ __all__ += [
     "refusals",
     "requests",
     "rome",
+    "sequence",
     "tracing",
     "values",
     "wise",

@@ -25,7 +25,8 @@ FLOORS = {
     2: "lm",
     3: "edits contexts keys covariance values tinyworld",
     4: "rome memit alphaedit grace wise unlearning recipes tracing",
-    5: "saved metrics attacks sequence benchmark figures widgets",
+    5: "saved metrics attacks benchmark figures widgets",
+    6: "sequence",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 

@@ -1,0 +1,124 @@
+"""A stream of edits: each chunk on top of the last, gone on from after a kill, and taken back from its end."""
+
+import json
+
+import pytest
+import torch
+from models import assert_same_weights, weights
+
+import minilib
+from minilib import alphaedit, grace, rome, sequence
+
+LAYERS = [1, 2, 3]
+
+
+@pytest.fixture
+def arguments(reference) -> dict:
+    about = {"layers": LAYERS, "covariance": reference["covariance"], "nullspace_threshold": 0.246, "l2": 1.0}
+    return {**about, **reference["search"]}
+
+
+def probabilities(lm, done):
+    return {"first": lm.probability(done[0]) if done else None}
+
+
+def by_hand(llama, requests, arguments):
+    first = alphaedit.edit(llama, requests[:2], **arguments)
+    second = alphaedit.edit(llama, requests[2:], previous=[first], **arguments)
+    after = weights(llama)
+    second.undo()
+    first.undo()
+    return after
+
+
+def test_a_stream_is_the_edits_one_after_another(llama, reference, arguments, tmp_path):
+    requests = reference["requests"]
+    before, after = weights(llama), by_hand(llama, requests, arguments)
+    measured = {"chunk": 2, "measure": probabilities}
+    stream = sequence.run(llama, requests, alphaedit.edit, tmp_path, **measured, **arguments)
+    assert_same_weights(llama, after)
+    assert [row["edits"] for row in stream.rows] == [0, 2, 3] and stream.rows[1]["first"] > 0
+    stream.undo()
+    assert_same_weights(llama, before)
+    again = sequence.run(llama, requests, alphaedit.edit, tmp_path, **measured, **arguments)
+    assert again.rows == stream.rows, "what is done is loaded, not done again"
+    assert_same_weights(llama, after)
+
+
+@pytest.mark.parametrize("when", ["editing", "measuring"])
+def test_what_was_interrupted_goes_on(llama, reference, arguments, tmp_path, when):
+    requests = reference["requests"]
+    before, after = weights(llama), by_hand(llama, requests, arguments)
+    calls = {"editing": 0, "measuring": 0}
+
+    def stop(what, at):
+        calls[what] += 1
+        if what == when and calls[what] == at:
+            raise KeyboardInterrupt
+
+    def edit(lm, some, previous=(), **settings):
+        stop("editing", 2)
+        return alphaedit.edit(lm, some, previous=previous, **settings)
+
+    def measure(lm, done):
+        stop("measuring", 3)
+        return probabilities(lm, done)
+
+    how = {"chunk": 2, "measure": measure, **arguments}
+    with pytest.raises(KeyboardInterrupt):
+        sequence.run(llama, requests, edit, tmp_path, **how)
+    assert_same_weights(llama, before)
+    assert not llama.edits
+    stream = sequence.run(llama, requests, edit, tmp_path, **how)
+    assert_same_weights(llama, after)
+    assert [row["edits"] for row in stream.rows] == [0, 2, 3]
+    assert calls == {"editing": 3, "measuring": 3} if when == "editing" else {"editing": 2, "measuring": 4}
+
+
+def test_methods_that_continue_the_latest_and_methods_that_do_not(llama, reference, tmp_path):
+    requests = reference["requests"]
+    stream = sequence.run(llama, requests, grace.edit, tmp_path / "grace", layer=2, epsilon=0.01, lr=0.5, steps=100)
+    assert stream.edits[2].previous is stream.edits[1] and len(stream.edits[2].guard.keys) == 3
+    logits = llama.logprobs(requests)
+    stream.undo()
+    stream = sequence.run(llama, requests, grace.edit, tmp_path / "grace", layer=2, epsilon=0.01, lr=0.5, steps=100)
+    assert torch.equal(llama.logprobs(requests), logits)
+    stream.undo()
+    C = {"covariance": reference["covariance"], "layer": 2, **reference["search"]}
+    stream = sequence.run(llama, requests[:2], rome.edit, tmp_path / "rome", **C)
+    assert [row["edits"] for row in stream.rows] == [0, 1, 2]
+
+
+def test_a_folder_holds_one_stream(llama, reference, arguments, tmp_path):
+    requests = reference["requests"]
+    stream = sequence.run(llama, requests[:1], alphaedit.edit, tmp_path, **arguments)
+    after = weights(llama)
+    with pytest.raises(ValueError, match="another stream, of other edits in force: choose another folder"):
+        sequence.run(llama, requests[:1], alphaedit.edit, tmp_path, **arguments)
+    assert_same_weights(llama, after)
+    stream.undo()
+    for changed, what in (({"l2": 2.0}, "settings"), ({"covariance": {1: torch.eye(96)}}, "settings")):
+        with pytest.raises(ValueError, match=f"another stream, of other {what}"):
+            sequence.run(llama, requests[:1], alphaedit.edit, tmp_path, **{**arguments, **changed})
+    with pytest.raises(ValueError, match="another stream, of other requests"):
+        sequence.run(llama, requests[1:], alphaedit.edit, tmp_path, **arguments)
+    (tmp_path / "sequence.json").write_text(json.dumps({"rows": []})[:-3])
+    with pytest.raises(ValueError, match="damaged"):
+        sequence.run(llama, requests[:1], alphaedit.edit, tmp_path, **arguments)
+    assert not llama.edits
+
+
+def test_bad_input(llama, reference, tmp_path):
+    requests = reference["requests"]
+    for wrong, error, message in (
+        ({"edit": alphaedit}, TypeError, r"edit must be a method's edit function, such as minilib\.rome\.edit"),
+        ({"chunk": 0}, ValueError, "chunk must be a whole number of at least 1, not 0"),
+        ({"requests": []}, ValueError, "requests is empty"),
+        ({"previous": []}, TypeError, "previous is given by the stream itself"),
+        ({"lr2": 1.0}, TypeError, "did you mean 'lr'"),
+    ):
+        with pytest.raises(error, match=message):
+            sequence.run(llama, **{"requests": requests, "edit": alphaedit.edit, "folder": tmp_path, **wrong})
+    assert not llama.edits
+    with minilib.sequence.FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="run that still goes on"):
+        sequence.run(llama, requests, alphaedit.edit, tmp_path)
