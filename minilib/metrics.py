@@ -5,10 +5,13 @@ question is put otherwise (generality), and is everything else as before (locali
 ``generated`` looks at free greedy generation. ``teacher_forced`` feeds the model the wanted answer and asks at
 each token whether it would have chosen it; that is what much research code calls accuracy, and it flatters
 (arXiv 2502.11177), because the fed answer gives away its content and its length.
+
+What an edit did to everything else shows in ordinary text: ``perplexity``, and ``divergence`` from the unedited model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +20,8 @@ import torch
 
 from .lm import LM, check_lm
 from .requests import Request, as_requests
+
+TOGETHER = 8  # texts run in one batch
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,47 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
         for p, b, a, f in zip(prompts, before, answers, forced, strict=True)
     ]
     return _score(rows)
+
+
+def perplexity(lm: LM, texts: Sequence[str]) -> float:
+    """exp of the mean −log p of each token of the texts but the first, those before it given."""
+    pairs = _read(lm, texts)
+    nll = [
+        -x.gather(1, torch.tensor(target, device=x.device).unsqueeze(1)).sum().item()
+        for x, (_, target) in zip(lm.target_steps(pairs, TOGETHER), pairs, strict=True)
+    ]
+    return math.exp(sum(nll) / sum(len(target) for _, target in pairs))
+
+
+def divergence(lm: LM, texts: Sequence[str]) -> float:
+    """Mean KL(p_unedited ‖ p_edited) of the next token over all tokens of the texts (nats): 0 without an edit.
+
+    Parameters
+    ----------
+    lm : LM
+        With the edits in force; they are set aside for a moment to see what the unedited model says.
+    texts : list of str
+        Such as the edits have nothing to do with.
+    """
+    pairs, total = _read(lm, texts), 0.0
+    for start in range(0, len(pairs), TOGETHER):
+        some = pairs[start : start + TOGETHER]
+        with lm.unedited():
+            before = list(lm.target_steps(some))
+        for p, q in zip(before, lm.target_steps(some), strict=True):
+            total += (p.exp() * (p - q)).sum().item()
+    return total / sum(len(target) for _, target in pairs)
+
+
+def _read(lm: LM, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Each text's first token, and the others."""
+    check_lm(lm)
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(t, str) for t in texts):
+        raise TypeError(f"texts must be a list of strings, not {texts!r}")
+    rows = [lm.encode(text, chat=False).ids for text in texts]
+    if not rows or min(map(len, rows)) < 2:
+        raise ValueError("texts must not be empty, and each must have at least two tokens")
+    return [(ids[:1], ids[1:]) for ids in rows]
 
 
 def _forced(lm: LM, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:

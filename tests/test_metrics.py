@@ -1,8 +1,12 @@
 """Measuring: free generation first, the teacher-forced number beside it."""
 
+import math
+
 import pytest
+import torch
 from models import assert_same_weights, weights
 
+import minilib
 from minilib import Request, metrics, rome
 from minilib.tinyworld import facts
 
@@ -114,3 +118,35 @@ def test_bad_input_is_named(llama, prompts, before, error):
 def test_reliability_of_nothing_is_an_error(llama, wrong, error):
     with pytest.raises(error, match="requests"):
         metrics.reliability(llama, wrong)
+
+
+TEXTS = ["The capital of France is Paris.", "Mira Okafor was born in the town of Lund, and lives there."]
+
+
+def test_perplexity_is_that_of_the_models_own_loss(llama):
+    loss, tokens = 0.0, 0
+    for text in TEXTS:
+        ids = torch.tensor([llama.encode(text, chat=False).ids])
+        with torch.no_grad():
+            loss += llama.model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    assert metrics.perplexity(llama, TEXTS) == pytest.approx(math.exp(loss / tokens), rel=1e-4)
+
+
+def test_divergence_is_zero_without_an_edit_and_measures_from_the_unedited_model(llama, reference):
+    assert metrics.divergence(llama, TEXTS) == 0
+    before = [x.exp() for x in llama.target_steps(metrics._read(llama, TEXTS))]
+    arguments = {"layer": 2, "covariance": reference["covariance"], **reference["search"]}
+    with minilib.rome.edit(llama, reference["requests"][0], **arguments):
+        after = llama.target_steps(metrics._read(llama, TEXTS))
+        kl = [(p * (p.log() - q)).sum(1) for p, q in zip(before, after, strict=True)]
+        assert metrics.divergence(llama, TEXTS) == pytest.approx(torch.cat(kl).mean().item(), rel=1e-4)
+    assert metrics.divergence(llama, TEXTS) == 0
+
+
+def test_texts_that_cannot_be_read(llama):
+    with pytest.raises(TypeError, match="texts must be a list of strings"):
+        metrics.perplexity(llama, TEXTS[0])
+    for texts in ([], ["The capital", "a"]):
+        with pytest.raises(ValueError, match="at least two tokens"):
+            metrics.divergence(llama, texts)
