@@ -4,7 +4,7 @@ Each run trains a memory, and asks for the edited questions, three rephrasings o
 subject, and for unrelated questions and ordinary messages that were not given as irrelevant prompts. With one memory,
 an answer is that of W' or that of W, so that one training gives the scores at every threshold; an edit continued by
 ``previous=``, GRACE and ROME are scored as they stand. Rows that the stored file holds are not made again: delete it
-to begin anew. Run: python benchmarks/wise_routing.py (two hours on one core)
+to begin anew. Run: python benchmarks/wise_routing.py (an hour and a half on one core)
 """
 
 import math
@@ -191,8 +191,6 @@ def main() -> None:
     for layer in (20, 24):
         trained("layers", str(layer), layer=layer)
     trained("layers", "20, draw 1", draws[1], layer=20)
-    for number in (1, 2):
-        trained("trained on", f"context prefixes, draw {number}", draws[number], contexts="sampled")
     trained("irrelevant", "messages alone", irrelevant="sampled")
     trained("masks", "0.5, 2", mask_ratio=0.5, shards=2)
 

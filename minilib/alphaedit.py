@@ -45,6 +45,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stop_loss": 0.05,
         "seed": 0,
     },
+    "llama-30x576": {"layers": [2, 3, 4, 5, 6], "lr": 0.5, "weight_decay": 1e-3},  # SmolLM2-135M
 }
 
 
