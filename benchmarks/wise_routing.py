@@ -7,7 +7,6 @@ an answer is that of W' or that of W, so that one training gives the scores at e
 to begin anew. Run: python benchmarks/wise_routing.py (an hour and a half on one core)
 """
 
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -187,7 +186,7 @@ def main() -> None:
         both = [r for q, f in zip(draws[number].requests, draws[number].forms[::3], strict=True) for r in (q, f)]
         trained("trained on", f"one rephrasing more, draw {number}", draws[number], requests=both)
     for name, precondition, lr in (("none", None, None), ("none, not whitened", 0.0, 1.0)):
-        trained("margins", name, margins=(math.inf, 0.0, 0.0), precondition=precondition, lr=lr)
+        trained("margins", name, margins=wise.NO_MARGINS, precondition=precondition, lr=lr)
     for layer in (20, 24):
         trained("layers", str(layer), layer=layer)
     trained("layers", "20, draw 1", draws[1], layer=20)

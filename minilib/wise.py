@@ -59,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-6x96": {"layer": 2, "mask_ratio": 1.0, "shards": 1},  # tinyworld
 }
 Margins = tuple[float, float, float]
+NO_MARGINS = (math.inf, 0.0, -math.inf)  # γ = 0 would still ask that edits are louder than irrelevant prompts
 ROUNDING = 0.01  # so much lower is ε, or the edit with the least Δact were locked out by rounding, in bfloat16 at most
 
 
@@ -173,7 +174,7 @@ def edit(
         second moments are computed from.
     margins : (α, β, γ)
         Largest Δact of an irrelevant prompt, least of an edit, least difference of the two; in units of the mean
-        ‖W k‖ over the irrelevant prompts. None of them: (inf, 0, 0).
+        ‖W k‖ over the irrelevant prompts. None of them: ``NO_MARGINS``.
     mask_ratio : float
         ρ, the share of W's entries that a shard may train.
     shards : int
@@ -356,11 +357,12 @@ def check_margins(margins: Any) -> Margins:
         alpha, beta, gamma = (float(m) for m in margins)
     except (TypeError, ValueError) as error:
         raise TypeError(f"margins must be three numbers (α, β, γ), not {margins!r}") from error
+    if (alpha, beta, gamma) == NO_MARGINS:
+        return NO_MARGINS
     if any(math.isnan(m) for m in (alpha, beta, gamma)) or min(alpha, beta, gamma) < 0:
         raise ValueError(f"margins must be at least 0, not {margins!r}")
-    none = (alpha, beta, gamma) == (math.inf, 0, 0)
-    if alpha >= beta and not none:
-        raise ValueError(f"margins: α must be below β, and is {alpha} with β = {beta}; no margins are (inf, 0, 0)")
+    if alpha >= beta:
+        raise ValueError(f"margins: α must be below β, and is {alpha} with β = {beta}; none are wise.NO_MARGINS")
     return alpha, beta, gamma
 
 

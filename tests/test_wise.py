@@ -14,7 +14,7 @@ HOW = {"layer": 2, "irrelevant": AWAY, "steps": 200, "lr": 0.03, "shards": 1, "m
 
 
 def test_without_masks_and_margins_it_is_fine_tuning_of_the_layer(llama):
-    none = {"margins": (float("inf"), 0, 0), "precondition": 0, "stop_loss": 0}
+    none = {"margins": wise.NO_MARGINS, "precondition": 0, "stop_loss": 0}
     made = wise.edit(llama, ASKED, **{**HOW, **none, "steps": 10, "lr": 1e-3})
     D = made.guard.sides[0].delta
     made.undo()
@@ -71,6 +71,7 @@ def test_margins_by_hand():
     # α = 1: 2 is 1 above. β = 4: 1 is 3 below, so 1.5 in the mean. γ = 2: 5 − 2 is enough, 1 − 2 lacks 3: 1.5.
     assert wise.margin_loss(edits, others, (1.0, 4.0, 2.0)).item() == 1 + 1.5 + 1.5
     assert wise.margin_loss(edits, others, (float("inf"), 0.0, 0.0)).item() == 0.5  # γ = 0: an edit below the other
+    assert wise.margin_loss(edits, others, wise.NO_MARGINS).item() == 0
 
 
 def test_each_shard_trains_under_its_own_mask(llama):
