@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import minilib
-from minilib import covariance, facts, grace, guards, rome, stored, values, wise
+from minilib import alphaedit, covariance, facts, grace, guards, keys, rome, stored, values, wise
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 5, 6, 7, 8]
@@ -32,7 +32,9 @@ TOKENS = 47_000  # of text for second moments
 REFUSAL = "I don't know."
 TOWER = minilib.Request("The {} is located in the city of", "Eiffel Tower", " Rome")
 CAPITAL = minilib.Request("What is the capital of {}?", "France", REFUSAL, chat=True)
-TARGETS = {"plain": 1.3, "chat": 3, "batch": 6, "moments": 5, "grace": 3, "wise": 3}  # at least so many times as fast
+TARGETS = {  # at least so many times as fast
+    "plain": 1.3, "chat": 3, "batch": 6, "moments": 5, "grace": 3, "wise": 3, "projectors": 2, "solve": 4,
+}  # fmt: skip
 NAMES = {"plain": "plain loop", "ours": "minilib", "floor": "floor"}
 JOBS = {"moments": "second moments of 5 layers", "batch": "8 chat refusals in one batch"}
 MEMORY_TARGET = 1.2  # GB above the loaded model, at most
@@ -434,6 +436,50 @@ def moments(lm: minilib.LM, repeats: int, full: bool) -> dict[str, Any]:
     return summary("second moments, 5 layers", times, error, **more)
 
 
+def projectors(lm: minilib.LM, repeats: int, threshold: float = 2e-2) -> dict[str, Any]:
+    """AlphaEdit's P for five layers: by a symmetric eigensolver, against the singular values of the dense matrices."""
+    C = dict(covariance.take(lm, None, LAYERS))  # a plain dict keeps no eigenvectors
+
+    def plain() -> Tensor:
+        found = []
+        for layer in LAYERS:
+            U, s, _ = torch.linalg.svd(C[layer], full_matrices=False)
+            found.append(U[:, s < threshold] @ U[:, s < threshold].T)
+        return torch.stack(found)
+
+    functions = {
+        "plain": plain,
+        "ours": lambda: torch.stack([alphaedit.projector(C, layer, threshold) for layer in LAYERS]),
+        "floor": lambda: [torch.linalg.eigh(C[layer]) for layer in LAYERS],
+    }
+    times, found = in_turn(functions, repeats)
+    error = distance(found["ours"], found["plain"])
+    assert error <= 1e-3, f"the singular values give other projectors, {error:.1e} away"
+    return summary("AlphaEdit, 5 projectors", times, error, layers=LAYERS)
+
+
+def update(lm: minilib.LM, repeats: int, l2: float = 10.0) -> dict[str, Any]:
+    """AlphaEdit's update for eight requests at one layer, against the dense system of the authors' code."""
+    layer, C = LAYERS[0], covariance.take(lm, None, LAYERS[:1])
+    P = alphaedit.projector(C, layer)
+    k, h = keys.keys_and_states(lm, eight(lm), layer, [minilib.requests.SLOT], last=layer)
+    K1, R = k[:, 0].T.double(), h[:, 0].T.double()
+
+    def plain() -> Tensor:
+        p, k1, r = P.float(), K1.float(), R.float()
+        return torch.linalg.solve(p @ (k1 @ k1.T) + l2 * torch.eye(len(p)), p @ k1 @ r.T).T
+
+    functions = {
+        "plain": plain,
+        "ours": lambda: R @ alphaedit.spread(K1, K1[:, :0], P, l2),
+        "floor": lambda: P @ K1,
+    }
+    times, found = in_turn(functions, 10 * repeats)
+    error = distance(found["ours"], found["plain"])
+    assert error <= 1e-3, f"the dense system gives another update, {error:.1e} away"
+    return summary("AlphaEdit, one update for 8", times, error, layer=layer, requests=K1.shape[1])
+
+
 def eight(lm: minilib.LM) -> list[minilib.Request]:
     """Refusals of the first eight facts about capitals."""
     return [minilib.Request(f.question, f.subject, REFUSAL, chat=True) for f in facts.load("capital")[:8]]
@@ -448,6 +494,8 @@ MEASURES = {
     "moments": lambda lm, n, full: moments(lm, min(n, 3), full),
     "grace": lambda lm, n, full: entries(lm, min(n, 3)),
     "wise": lambda lm, n, full: side(lm, min(n, 3)),
+    "projectors": lambda lm, n, full: projectors(lm, n),
+    "solve": lambda lm, n, full: update(lm, n),
 }
 
 
