@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 import minilib
-from minilib import alphaedit, covariance, facts, grace, guards, keys, rome, stored, values, wise
+from minilib import alphaedit, covariance, facts, grace, guards, rome, stored, values, wise
+from minilib.keys import keys_and_states
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 5, 6, 7, 8]
@@ -462,7 +463,7 @@ def update(lm: minilib.LM, repeats: int, l2: float = 10.0) -> dict[str, Any]:
     """AlphaEdit's update for eight requests at one layer, against the dense system of the authors' code."""
     layer, C = LAYERS[0], covariance.take(lm, None, LAYERS[:1])
     P = alphaedit.projector(C, layer)
-    k, h = keys.keys_and_states(lm, eight(lm), layer, [minilib.requests.SLOT], last=layer)
+    k, h = keys_and_states(lm, eight(lm), layer, [minilib.requests.SLOT], last=layer)
     K1, R = k[:, 0].T.double(), h[:, 0].T.double()
 
     def plain() -> Tensor:

@@ -170,8 +170,8 @@ def edit(
         preset, or else from the authors' code, with the middle layer; ``edit.settings`` says which.
     irrelevant : list of str or Request, or "sampled", optional
         Prompts that the memory has to leave alone; strings are chat messages where the first request is one. By
-        default the questions of ``minilib.facts`` that do not name an edited subject. "sampled": from the text that
-        second moments are computed from.
+        default up to 128 questions of ``minilib.facts`` and 256 ordinary messages (in plain text, beginnings of the
+        model's sample text) that do not name an edited subject. "sampled": the latter alone.
     margins : (α, β, γ)
         Largest Δact of an irrelevant prompt, least of an edit, least difference of the two; in units of the mean
         ‖W k‖ over the irrelevant prompts. None of them: ``NO_MARGINS``.
