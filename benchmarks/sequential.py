@@ -42,6 +42,10 @@ def drawn(seed: int) -> tuple[list[facts.Fact], list[facts.Fact]]:
     return edited, others[:ASKED]
 
 
+def names(chosen: list[facts.Fact]) -> list[str]:
+    return [f"{fact.relation}: {fact.subject}" for fact in chosen]
+
+
 def asked_of(done: list[Any]) -> list[Any]:
     """The first ten, the last ten, and as many between, evenly spaced."""
     ten = ASKED // 3
@@ -106,7 +110,11 @@ def main() -> None:
     layers = sorted({rome.PRESETS[lm.kind]["layer"], *memit.PRESETS[lm.kind]["layers"]})
     C = covariance.second_moment(lm, layers, sample[KEPT_ASIDE:])
     aside = [text[:CHARACTERS] for text in sample[:KEPT_ASIDE]]
-    about = {"edits": EDITS, "chunk": CHUNK, "asked": ASKED, "tokens": C.tokens}
+    about = {
+        "edits": EDITS, "chunk": CHUNK, "asked": ASKED, "tokens": C.tokens, "aside": KEPT_ASIDE,
+        "characters": CHARACTERS,
+        "facts": [{"edited": names(edited), "others": names(others)} for edited, others in map(drawn, range(SEEDS))],
+    }  # fmt: skip
     rows = Rows("sequential", began, about)
     for seed in range(SEEDS):
         for name in METHODS:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, alphaedit, covariance, memit
+from minilib import Request, alphaedit, covariance, guards, memit, refusals, texts
 from minilib import keys as key_reader
 from minilib.covariance import SecondMoments
 
@@ -262,3 +262,20 @@ def test_previous_that_cannot_be_used(llama, reference, arguments):
     with pytest.raises(ValueError, match="twice"):
         alphaedit.edit(llama, requests[2], previous=[elsewhere] * 2, **{**arguments, "layers": [1]})
     assert_same_weights(llama, after)
+
+
+def test_on_smollm2_text_kept_aside_notices_less(smollm2):
+    """C is computed from some text, and the damage measured on other text."""
+    sample = [text[:1000] for text in texts.sample_texts()]
+    C = covariance.second_moment(smollm2, [4], sample[20:60])
+    assert C.tokens > 3 * 1536
+    rows = [smollm2.encode(text, chat=False).ids for text in sample[:10]]
+    K0 = torch.cat(guards.keys(smollm2, 4, rows)).T
+    request = Request("What is the capital of {}?", "France", "I don't know.", chat=True)
+    hurt = {}
+    for project in (True, False):
+        with alphaedit.edit(smollm2, request, [4], C, project=project, l2=0.1) as edit:
+            (delta,) = edit.deltas.values()
+            hurt[project] = ((delta @ K0).norm() / delta.norm()).item()
+            assert refusals.is_refusal(smollm2.generate(request))
+    assert hurt[True] < 0.75 * hurt[False], "for its size"
