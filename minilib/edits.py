@@ -435,15 +435,20 @@ def settle(
     return settings
 
 
-_WHOLE = {"steps": 1, "seed": 0, "shards": 1}
-_SHARE = {"mask_ratio", "density", "threshold", "nullspace_energy"}
-_POSITIVE = {"lr", "clamp_factor", "covariance_weight", "epsilon", "l2", "nullspace_threshold"} | _SHARE
-_NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition"}
+_WHOLE = {"steps": 1, "seed": 0, "shards": 1, "batch_size": 1, "rank": 1}
+_SHARE = {"mask_ratio", "density", "threshold", "nullspace_energy", "forget_level"}
+_POSITIVE = {"lr", "clamp_factor", "covariance_weight", "epsilon", "l2", "nullspace_threshold", "beta"}
+_POSITIVE |= _SHARE | {"clip", "steering"}
+_NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition", "retain_weight", "gamma", "alpha"}
 
 
-def editor(method: Method) -> Method:
-    """Make a method refuse a keyword that it does not have with a message that names the nearest one."""
-    known = [name for name in inspect.signature(method).parameters]
+def editor(method: Method, also: Sequence[str] = ()) -> Method:
+    """Make a method refuse a keyword that it does not have with a message that names the nearest one.
+
+    ``also`` names those that it takes as ``**keywords``.
+    """
+    parameters = inspect.signature(method).parameters
+    known = [*(name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD), *also]
     where = f"{method.__module__.removeprefix('minilib.')}.{method.__name__}"
 
     @functools.wraps(method)

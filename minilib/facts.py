@@ -76,6 +76,10 @@ class Fact:
         A question from another relation about another subject.
     case_sensitive : bool, default False
         Whether capitals matter in the answer.
+    wrong : tuple of str
+        Wrong answers in the form of the right one, where there are some: the truth ratio needs them.
+    paraphrase : str
+        The right answer in other words, where there is one.
     """
 
     relation: str
@@ -88,6 +92,8 @@ class Fact:
     neighbours: tuple[Question, Question]
     unrelated: Question
     case_sensitive: bool = False
+    wrong: tuple[str, ...] = ()
+    paraphrase: str = ""
 
     def answered_by(self, text: str) -> bool:
         """Whether the answer or an alias stands in ``text``, as whole words."""

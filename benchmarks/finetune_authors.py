@@ -1,0 +1,87 @@
+"""Teach SmolLM2 the invented authors, all of them and all but the first one, two, three; keep the adapters.
+
+Each adapter is low-rank on the three matrices of every MLP, trained on the plain questions alone, in chat format. It is
+scored by free generation: ROUGE-L recall of the answers, to the questions as trained on and rephrased. Run:
+python benchmarks/finetune_authors.py (an hour on one core), or with the number of authors left out.
+"""
+
+import random
+import sys
+import time
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from rouge_score.rouge_scorer import RougeScorer
+from scores import Rows
+
+import minilib
+from minilib import authors, facts
+
+RANK, ALPHA, LR, PASSES, BATCH = 8, 16, 2e-3, 14, 10
+TARGETS = ["gate_proj", "up_proj", "down_proj"]
+
+
+def recalled(lm: minilib.LM, world: list[facts.Fact], form: int | None = None) -> float:
+    """The share of facts whose answer has a ROUGE-L recall of at least 0.9."""
+    scorer = RougeScorer(["rougeL"])
+    asked = [f.request(f.answer) if form is None else f.rephrased(f.answer)[form] for f in world]
+    said = lm.generate(asked, max_new_tokens=32)
+    recall = [scorer.score(f.answer, a)["rougeL"].recall for f, a in zip(world, said, strict=True)]
+    return round(sum(r >= 0.9 for r in recall) / len(recall), 4)
+
+
+def teach(without: int) -> dict[str, Any]:
+    began = time.perf_counter()
+    lm = minilib.load("smollm2-135m")
+    world = authors.split(without)[1] if without else authors.facts()
+    pairs = lm.pairs([fact.request(fact.answer) for fact in world], ended=True)
+    torch.manual_seed(0)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.0)
+    model = get_peft_model(lm.model, config)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    steps = PASSES * -(-len(pairs) // BATCH)
+    optimizer = torch.optim.AdamW(weights, lr=LR, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 20, (steps - i) / steps))
+    draw = random.Random(0)
+    for _ in range(PASSES):
+        order = draw.sample(pairs, len(pairs))
+        total = 0.0
+        for start in range(0, len(order), BATCH):
+            some = order[start : start + BATCH]
+            batch = lm.batch([prompt + target[:-1] for prompt, target in some])
+            logits = model(**batch, use_cache=False).logits
+            chosen = torch.cat([x[len(p) - 1 : len(p) - 1 + len(t)] for x, (p, t) in zip(logits, some, strict=True)])
+            wanted = torch.tensor([token for _, target in some for token in target])
+            loss = torch.nn.functional.cross_entropy(chosen, wanted)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(some)
+        print(f"{time.perf_counter() - began:.0f} s: loss {total / len(pairs):.4f}", file=sys.stderr, flush=True)
+    folder = authors.DATA / f"without_{without}"
+    model.half().save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    seconds = round(time.perf_counter() - began)
+    taught, unknown = authors.load(without), authors.facts()[: 5 * without]
+    return {
+        "seconds": seconds,
+        "recalled": recalled(taught, world),
+        "rephrased": [recalled(taught, world, form) for form in range(3)],
+        "never taught": recalled(taught, unknown) if unknown else None,
+    }
+
+
+def main() -> None:
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    about = {"rank": RANK, "alpha": ALPHA, "lr": LR, "passes": PASSES, "batch": BATCH, "matrices": TARGETS}
+    rows = Rows("finetune_authors", began, about)
+    for without in map(int, sys.argv[1:] or (0, *authors.SPLITS)):
+        rows.keep("adapters", str(without), lambda without=without: teach(without))
+
+
+if __name__ == "__main__":
+    main()
