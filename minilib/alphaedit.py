@@ -188,10 +188,11 @@ def projector(
         When no direction is left; the message says what the spectrum is.
     """
     w, U = second_moments.spectrum(covariance, layer)
-    w, U = w.double(), U.double()
+    w = w.double()
     if energy is None:
         close = (w - threshold).abs() < 1e-5 * w[-1]  # so close that float32 could be wrong about the side
-        u = U[:, close] / U[:, close].norm(dim=0)
+        u = U[:, close].double()
+        u /= u.norm(dim=0)
         w[close] = (u * (covariance[layer].double() @ u)).sum(0)
         name, limit, free = "nullspace_threshold", threshold, w < threshold
     else:
@@ -203,7 +204,10 @@ def projector(
             f"{name} {limit} leaves no direction of layer {layer}: C's eigenvalues go from {least:.2g} over "
             f"{middle:.2g} (the middle one) to {most:.2g}; raise it"
         )
-    return U[:, free] @ U[:, free].T
+    few = free if free.sum() <= len(w) / 2 else ~free  # P = I − (the projector on all others), where those are fewer
+    onto = U[:, few].double()
+    onto = onto @ onto.T
+    return onto if few is free else torch.eye(len(w), dtype=onto.dtype, device=onto.device) - onto
 
 
 def spread(
