@@ -204,10 +204,11 @@ def projector(
             f"{name} {limit} leaves no direction of layer {layer}: C's eigenvalues go from {least:.2g} over "
             f"{middle:.2g} (the middle one) to {most:.2g}; raise it"
         )
-    few = free if free.sum() <= len(w) / 2 else ~free  # P = I − (the projector on all others), where those are fewer
-    onto = U[:, few].double()
-    onto = onto @ onto.T
-    return onto if few is free else torch.eye(len(w), dtype=onto.dtype, device=onto.device) - onto
+    if free.sum() <= len(w) / 2:
+        U0 = U[:, free].double()
+        return U0 @ U0.T
+    U1 = torch.linalg.qr(U[:, ~free].double()).Q  # fewer columns; float32's are not orthogonal enough for I − U₁U₁ᵀ
+    return torch.eye(len(w), dtype=U1.dtype, device=U1.device) - U1 @ U1.T
 
 
 def spread(
