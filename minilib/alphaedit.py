@@ -188,10 +188,11 @@ def projector(
         When no direction is left; the message says what the spectrum is.
     """
     w, U = second_moments.spectrum(covariance, layer)
-    w, U = w.double(), U.double()
+    w = w.double()
     if energy is None:
         close = (w - threshold).abs() < 1e-5 * w[-1]  # so close that float32 could be wrong about the side
-        u = U[:, close] / U[:, close].norm(dim=0)
+        u = U[:, close].double()
+        u /= u.norm(dim=0)
         w[close] = (u * (covariance[layer].double() @ u)).sum(0)
         name, limit, free = "nullspace_threshold", threshold, w < threshold
     else:
@@ -203,7 +204,11 @@ def projector(
             f"{name} {limit} leaves no direction of layer {layer}: C's eigenvalues go from {least:.2g} over "
             f"{middle:.2g} (the middle one) to {most:.2g}; raise it"
         )
-    return U[:, free] @ U[:, free].T
+    if free.sum() <= len(w) / 2:
+        U0 = U[:, free].double()
+        return U0 @ U0.T
+    U1 = torch.linalg.qr(U[:, ~free].double()).Q  # fewer columns; float32's are not orthogonal enough for I − U₁U₁ᵀ
+    return torch.eye(len(w), dtype=U1.dtype, device=U1.device) - U1 @ U1.T
 
 
 def spread(
