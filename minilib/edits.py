@@ -264,7 +264,8 @@ class Edit:
         return {n: (d.float().norm().item(), self._originals[n].float().norm().item()) for n, d in self.deltas.items()}
 
     def __repr__(self) -> str:
-        first = f"{self.requests[0].text!r} → {self.requests[0].target!r}" if self.requests else ""
+        arrow = "↛" if self.settings.get("forgets") else "→"  # the target of unlearning is what is not to be said
+        first = f"{self.requests[0].text!r} {arrow} {self.requests[0].target!r}" if self.requests else ""
         more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
         return f"<{self.method} edit of {self.lm.name}: {first}{more}{'' if self.active else ', undone'}>"
 

@@ -21,18 +21,16 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
-from transformers.pytorch_utils import Conv1D
 
-from . import hooks
+from . import hooks, trained
 from .edits import Edit, changing, editor, settle
 from .lm import LM
 from .refusals import REFUSALS
@@ -431,22 +429,20 @@ def _unlearn(
     forget, retain = _check_sets(method, forget, retain, needs_retain)
     progress = training.get("progress", False)
     s = settle(lm, PRESETS[method], {name: x for name, x in training.items() if name != "progress"} | own)
-    layer = s["layer"] = lm.check_layer(s["layer"]) if "layer" in s else None
-    if s["train"] not in ("all", "lora"):
-        raise ValueError(f"train must be 'all' or 'lora', not {s['train']!r}")
+    layer = lm.check_layer(s["layer"]) if "layer" in s else None
     _check_models(lm, reference, s)
     refused = _with_refusals(forget, refusals) if method in ("dpo", "refusal_tuning") else []
     asked = {"forget": _asked(lm, forget), "refusal": _asked(lm, refused), "retain": _asked(lm, retain)}
-    s |= {"retain": len(retain), "reference": "itself" if reference is None else reference.name}
+    s |= {"forgets": not refused, "retain": len(retain), "reference": "itself" if reference is None else reference.name}
     trace: dict[str, list[float]] = {"loss": [], "retain": [], "level": []}
-    names = _names(lm, s, layer)
+    names = trained.names(lm, s["train"]) if layer is None else _around(lm, layer)
     with changing(lm, names) as originals:
         before = {name: _before(reference or lm, rows, layer, hold is _as_before) for name, rows in asked.items()}
         known = join(before["forget"])
         level = (known.logp / known.length).exp()
         draw, size = random.Random(s["seed"]), s["batch_size"]
         chosen = zip(_cycle(len(forget), size, draw), _cycle(len(retain), size, draw), strict=False)
-        with _training(lm, names, s) as parameters:
+        with trained.weights(lm, names, s["train"], s["rank"], s["seed"]) as parameters:
             optimizer = torch.optim.AdamW(parameters, lr=s["lr"], weight_decay=s["weight_decay"])
             for step in tqdm(range(s["steps"]), desc=method, disable=not progress):
                 some, kept = next(chosen)
@@ -510,20 +506,15 @@ def _with_refusals(forget: list[Request], refusals: Sequence[str]) -> list[Reque
     return [replace(request, target=refusals[i % len(refusals)]) for i, request in enumerate(forget)]
 
 
+def _around(lm: LM, layer: int) -> list[str]:
+    """RMU's parameters."""
+    return [lm.weight_name(at) for at in range(max(0, layer - 2), layer + 1)]
+
+
 def _asked(lm: LM, requests: Sequence[Request]) -> list[Asked]:
     """In chat, what ends an answer belongs to it."""
     pairs = lm.pairs(requests, ended=True) if requests else []
     return [(*pair, lm.encode_request(r)[1]) for pair, r in zip(pairs, requests, strict=True)]
-
-
-def _names(lm: LM, s: dict[str, Any], layer: int | None) -> list[str]:
-    """The parameters that a method trains."""
-    if layer is not None:
-        return [lm.weight_name(at) for at in range(max(0, layer - 2), layer + 1)]
-    if s["train"] == "all":
-        return [name for name, _ in lm.model.named_parameters()]
-    blocks = lm.model.get_submodule(lm.layout.blocks).named_modules(prefix=lm.layout.blocks)
-    return [f"{name}.weight" for name, module in blocks if isinstance(module, (nn.Linear, Conv1D))]
 
 
 @torch.no_grad()
@@ -538,43 +529,3 @@ def _cycle(n: int, size: int, draw: random.Random) -> Iterator[list[int]]:
     while True:
         order = draw.sample(range(n), n)
         yield from ([order[i : i + size] for i in range(0, n, size)] or [[]])
-
-
-@contextmanager
-def _training(lm: LM, names: Sequence[str], s: dict[str, Any]) -> Iterator[list[nn.Parameter]]:
-    """What is trained; afterwards the named parameters hold the result, and all else is as it was."""
-    flags = {parameter: parameter.requires_grad for parameter in lm.model.parameters()}
-    lm.model.requires_grad_(False)
-    adapter = None
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            if s["train"] == "all":
-                chosen = [lm.model.get_parameter(name) for name in names]
-                for parameter in chosen:
-                    parameter.requires_grad_(True)
-            else:
-                adapter = _adapter(lm, names, s)
-                chosen = [p for p in lm.model.parameters() if p.requires_grad]
-            yield chosen
-        if adapter is not None:
-            adapter.merge_and_unload()
-            adapter = None
-    finally:
-        if adapter is not None:
-            adapter.unload()
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
-            parameter.grad = None
-
-
-def _adapter(lm: LM, names: Sequence[str], s: dict[str, Any]) -> Any:
-    """peft's low-rank matrices beside each named one."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise OSError("train='lora' needs the package peft: pip install peft, or train='all'") from error
-    modules = [name.removesuffix(".weight") for name in names]
-    config = LoraConfig(r=s["rank"], lora_alpha=2 * s["rank"], target_modules=modules)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(s["seed"])
-        return get_peft_model(lm.model, config)

@@ -23,7 +23,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FLOORS = {
     1: "requests hooks prefix suffixes guards facts texts ties refusals packaged stored",
     2: "lm",
-    3: "edits contexts keys covariance values tinyworld authors",
+    3: "edits contexts keys covariance values tinyworld authors trained",
     4: "rome memit alphaedit grace wise unlearning recipes tracing",
     5: "saved metrics attacks benchmark figures widgets",
     6: "sequence",
