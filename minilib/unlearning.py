@@ -474,11 +474,9 @@ def _check_sets(
     """Both sets as lists; no request stands twice in one, or in both."""
     forget = as_requests(forget, "forget")
     check_distinct(forget, "forget")
-    if retain is None or (not needs_retain and not isinstance(retain, Request) and not list(retain)):
-        if needs_retain:
-            raise ValueError(f"{method} needs retain: give requests whose answers are to stay")
-        return forget, []
-    kept = as_requests(retain, "retain")
+    kept = [] if retain is None or retain in ([], ()) else as_requests(retain, "retain")
+    if needs_retain and not kept:
+        raise ValueError(f"{method} needs retain: give requests whose answers are to stay")
     check_distinct(kept, "retain")
     both = {(r.text, r.chat) for r in forget} & {(r.text, r.chat) for r in kept}
     if both:

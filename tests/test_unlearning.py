@@ -137,7 +137,7 @@ def test_training_ends_at_the_forget_level_or_says_that_it_did_not(lm):
 
 
 def test_retain_data_holds_the_rest(lm):
-    others, options = WORLD[101:801:20], {"steps": 12, "forget_level": 1e-6}
+    others, options = WORLD[101:801:20], {"steps": 12, "forget_level": 1e-15}
     known = []
     for retain in (None, asked(WORLD[100:900:16])):
         with unlearn(lm, "npo", retain=retain, **options):
