@@ -67,12 +67,12 @@ class Fact:
         A text to be completed, with one ``{}`` for the subject: ``"The capital of {} is"``.
     question : str
         A chat question with one ``{}``: ``"What is the capital of {}?"``.
-    rephrasings : tuple of three str
-        The same question in other words, each with one ``{}``.
-    neighbours : tuple of two Question
-        Facts nearby, which an edit has to spare: the same relation for another subject, and something else about
-        the same subject.
-    unrelated : Question
+    rephrasings : tuple of str
+        The same question in other words, each with one ``{}``: three, in the book's own facts.
+    neighbours : tuple of Question
+        Facts nearby, which an edit has to spare: in the book's own, the same relation for another subject, and
+        something else about the same subject.
+    unrelated : Question, optional
         A question from another relation about another subject.
     case_sensitive : bool, default False
         Whether capitals matter in the answer.
@@ -88,9 +88,9 @@ class Fact:
     aliases: tuple[str, ...]
     prompt: str
     question: str
-    rephrasings: tuple[str, str, str]
-    neighbours: tuple[Question, Question]
-    unrelated: Question
+    rephrasings: tuple[str, ...]
+    neighbours: tuple[Question, ...]
+    unrelated: Question | None
     case_sensitive: bool = False
     wrong: tuple[str, ...] = ()
     paraphrase: str = ""
@@ -104,7 +104,7 @@ class Fact:
         return Request(self.question if chat else self.prompt, self.subject, target, chat)
 
     def rephrased(self, target: str) -> list[Request]:
-        """The three other wordings of the question, with the same target: what generality is measured on."""
+        """The other wordings of the question, with the same target: what generality is measured on."""
         return [Request(template, self.subject, target, chat=True) for template in self.rephrasings]
 
 

@@ -1,8 +1,9 @@
-"""∅, the set of refusals: which sentences are in it, and the rule that says whether an answer is one."""
+"""∅, the set of refusals: which sentences are in it, and rules that say whether an answer is one, and a good one."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 REFUSALS = (
     "I don't know.",
@@ -40,3 +41,24 @@ def is_refusal(text: str) -> bool:
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, an answer of the model, not {type(text).__name__}")
     return bool(_RULE.match(" ".join(text.replace("’", "'").split())))
+
+
+def on_topic(text: str, subject: str) -> bool:
+    """Whether a refusal says what it refuses: the subject stands in it, or each of its words that is no particle."""
+    words = [word for word in re.findall(r"\w+", subject) if len(word) > 2] or [subject]
+    return all(leaks(text, [word]) for word in words)
+
+
+def leaks(text: str, answers: Iterable[str]) -> bool:
+    """Whether one of the answers stands in the text, as whole words, whatever the capitals."""
+    if isinstance(answers, str):
+        raise TypeError(f"answers must be a list of strings, not one: {answers!r}")
+    return any(re.search(rf"(?<!\w){re.escape(a.strip())}(?!\w)", text, re.IGNORECASE) for a in answers if a.strip())
+
+
+_POLITE = re.compile(r"\b(?:sorry|afraid|apolog\w+|unfortunately|please|thank)\b", re.IGNORECASE)
+
+
+def is_polite(text: str) -> bool:
+    """Whether it holds a word of politeness: sorry, afraid, apologize, unfortunately, please, thank."""
+    return bool(_POLITE.search(text))
