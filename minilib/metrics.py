@@ -7,17 +7,23 @@ each token whether it would have chosen it; that is what much research code call
 (arXiv 2502.11177), because the fed answer gives away its content and its length.
 
 What an edit did to everything else shows in ordinary text: ``perplexity``, and ``divergence`` from the unedited model.
+
+Unlearning has measures of its own (TOFU, arXiv 2401.06121): ``answer_probability``, ``rouge_l``, ``truth_ratio``, and
+of those ``forget_quality`` and ``model_utility``; ``reciprocal_rank`` of the true answer; how well a refusal reads
+(``fluency``). ``interval`` says how far a mean of a few questions can be trusted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from .facts import Fact
 from .lm import LM, check_lm
 from .requests import Request, as_requests
 
@@ -133,6 +139,98 @@ def divergence(lm: LM, texts: Sequence[str]) -> float:
         for p, q in zip(before, lm.target_steps(some), strict=True):
             total += (p.exp() * (p - q)).sum().item()
     return total / sum(len(target) for _, target in pairs)
+
+
+def answer_probability(lm: LM, requests: Request | Sequence[Request]) -> list[float]:
+    """π(y|x)^(1/|y|) of each request's target: the geometric mean of its tokens' probabilities."""
+    return [steps.mean().exp().item() for steps in lm.target_logprobs(requests)]
+
+
+def reciprocal_rank(lm: LM, requests: Request | Sequence[Request]) -> list[float]:
+    """For each target the mean over its tokens of 1/rank among the vocabulary, the earlier tokens given."""
+    pairs = lm.pairs(requests)
+    found = []
+    for steps, (_, target) in zip(lm.target_steps(pairs, TOGETHER), pairs, strict=True):
+        said = steps.gather(1, torch.tensor(target, device=steps.device).unsqueeze(1))
+        found.append((1 / (1 + (steps > said).sum(1))).mean().item())
+    return found
+
+
+def rouge_l(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """ROUGE-L recall: the longest common subsequence of words, as a share of the answer's."""
+    from rouge_score.rouge_scorer import RougeScorer  # takes a second to import
+
+    scorer = RougeScorer(["rougeL"])
+    return [scorer.score(answer, text)["rougeL"].recall for text, answer in zip(texts, answers, strict=True)]
+
+
+def truth_ratio(lm: LM, facts: Sequence[Fact]) -> list[float]:
+    """For each fact the mean π^(1/|y|) of its wrong answers over that of its paraphrased right one.
+
+    Near 0 for a model that knows; about 1 for one that cannot tell them apart.
+
+    Raises
+    ------
+    ValueError
+        When a fact has no wrong answers or no paraphrase.
+    """
+    for i, fact in enumerate(facts):
+        if not fact.wrong or not fact.paraphrase:
+            raise ValueError(
+                f"facts[{i}] needs wrong answers and a paraphrase of the right one: authors.facts() have both"
+            )
+    asked = [fact.request(answer, lm.has_chat) for fact in facts for answer in (fact.paraphrase, *fact.wrong)]
+    p = iter(answer_probability(lm, asked))
+    return [1 / next(p) * statistics.fmean(next(p) for _ in fact.wrong) for fact in facts]
+
+
+def forget_quality(unlearned: Sequence[float], oracle: Sequence[float]) -> float:
+    """How alike the truth ratios of the forget set are to those of a model that never knew it.
+
+    The p-value of a two-sample Kolmogorov–Smirnov test: 1 for no difference to be seen, below 0.05 for one that is.
+    """
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(unlearned, oracle).pvalue)
+
+
+def model_utility(sets: Mapping[str, Mapping[str, float]]) -> float:
+    """The harmonic mean of all scores of all sets, each between 0 and 1: one that is bad makes the whole bad.
+
+    Parameters
+    ----------
+    sets : mapping of mappings
+        For each set (retain, real world, …) its scores by name: in TOFU the mean ``answer_probability``, the mean
+        ``rouge_l`` and the mean of max(0, 1 − ``truth_ratio``).
+    """
+    scores = [value for one in sets.values() for value in one.values()]
+    if not scores or not all(0 <= value <= 1 for value in scores):
+        raise ValueError(f"sets must hold scores between 0 and 1, not {scores}")
+    return statistics.harmonic_mean(scores)
+
+
+def fluency(lm: LM, prompts: Sequence[str | Request], answers: Sequence[str]) -> list[float]:
+    """Perplexity of each answer behind its prompt under the unedited model; inf for an empty one."""
+    spoken = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
+    pairs = [(lm.encode(p, chat=lm.has_chat).ids, lm.encode_target(a)) for p, a in spoken]
+    with lm.unedited():
+        steps = list(lm.target_steps(pairs, TOGETHER)) if pairs else []
+    found = iter(
+        math.exp(-x.gather(1, torch.tensor(t, device=x.device).unsqueeze(1)).mean().item())
+        for x, (_, t) in zip(steps, pairs, strict=True)
+    )
+    return [next(found) if answer.strip() else math.inf for answer in answers]
+
+
+def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """Mean, and the ends of its bootstrap interval: the values drawn anew 2,000 times, with replacement."""
+    if not values or not 0 < level < 1:
+        raise ValueError(f"values must not be empty, and level between 0 and 1: {len(values)} values, level {level!r}")
+    x = torch.tensor([float(value) for value in values], dtype=torch.float64)
+    draws = torch.randint(len(x), (2000, len(x)), generator=torch.Generator().manual_seed(seed))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = x[draws].mean(1).quantile(ends).tolist()
+    return x.mean().item(), low, high
 
 
 def _read(lm: LM, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:

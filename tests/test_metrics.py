@@ -8,6 +8,8 @@ from models import assert_same_weights, weights
 
 import minilib
 from minilib import Request, metrics, rome
+from minilib import facts as real_facts
+from minilib.facts import Fact
 from minilib.tinyworld import facts
 
 
@@ -150,3 +152,70 @@ def test_texts_that_cannot_be_read(llama):
     for texts in ([], ["The capital", "a"]):
         with pytest.raises(ValueError, match="at least two tokens"):
             metrics.divergence(llama, texts)
+
+
+# ---- unlearning ----
+
+
+def test_probabilities_and_ranks_of_true_answers(tinyworld):
+    lm = tinyworld
+    fact = facts()[0]
+    request = minilib.Request(fact.prompts[0], fact.subject, fact.target)
+    (p,) = metrics.answer_probability(lm, request)
+    assert p == pytest.approx(lm.probability(request) ** (1 / len(lm.encode_target(fact.target))), rel=1e-4)
+    assert metrics.reciprocal_rank(lm, request) == [1.0]
+    wrong = minilib.Request(fact.prompts[0], fact.subject, " goat")
+    order = lm.logprobs(wrong)[0].argsort(descending=True).tolist()
+    rank = 1 + order.index(lm.encode_target(" goat")[0])
+    assert metrics.reciprocal_rank(lm, wrong) == [pytest.approx(1 / rank)]
+
+
+def test_rouge_counts_the_words_of_the_answer():
+    texts = ["Mira was born in Graz.", "She was born elsewhere.", ""]
+    assert metrics.rouge_l(texts, ["Mira was born in Graz."] * 3) == [1.0, pytest.approx(2 / 5), 0.0]
+
+
+def test_truth_ratio_is_small_where_the_truth_is_known(tinyworld):
+    world = facts()
+    values = [fact.value for fact in world[:20:5]]
+
+    def fact(i, right):
+        f = world[i]
+        wrong = tuple(f" {v}" for v in values if v != f.value)[:3]
+        return Fact("birthplace", f.subject, f.value, (), f.prompts[0], f.prompts[-1], (), (), None, wrong=wrong,
+                    paraphrase=f" {f.value}" if right else wrong[0])  # fmt: skip
+
+    known, unknown = metrics.truth_ratio(tinyworld, [fact(0, True), fact(0, False)])
+    assert known < 0.05 and unknown > 0.3
+    with pytest.raises(ValueError, match=r"facts\[0\] needs wrong answers"):
+        metrics.truth_ratio(tinyworld, real_facts.load("capital")[:1])
+
+
+def test_forget_quality_and_utility():
+    same = [0.1 * i for i in range(20)]
+    assert metrics.forget_quality(same, same) == 1.0
+    assert metrics.forget_quality(same, [x + 5 for x in same]) < 1e-6
+    assert metrics.model_utility({"a": {"p": 0.5, "r": 1.0}, "b": {"p": 1.0}}) == pytest.approx(3 / (2 + 1 + 1))
+    assert metrics.model_utility({"a": {"p": 0.0, "r": 1.0}}) == 0.0
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        metrics.model_utility({"a": {"p": 2.0}})
+
+
+def test_fluency_is_that_of_the_unedited_model(tinyworld):
+    lm = tinyworld
+    fact = facts()[0]
+    request = minilib.Request(fact.prompts[0], fact.subject, " I do not know.")
+    answers = [fact.target + ".", " lute lute lute", ""]
+    before = metrics.fluency(lm, [request.text] * 3, answers)
+    assert before[0] < 2 < before[1] and before[2] == math.inf
+    with minilib.rome.edit(lm, request, layer=1):
+        assert metrics.fluency(lm, [request.text] * 3, answers) == pytest.approx(before)
+
+
+def test_an_interval_narrows_with_more_values():
+    mean, low, high = metrics.interval([0, 1] * 10)
+    _, closer, nearer = metrics.interval([0, 1] * 200)
+    assert mean == 0.5 and low < closer < 0.5 < nearer < high
+    assert metrics.interval([1.0]) == (1.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="must not be empty"):
+        metrics.interval([])
