@@ -9,6 +9,7 @@
 
 from . import (
     alphaedit,
+    authors,
     contexts,
     covariance,
     edits,
@@ -17,11 +18,14 @@ from . import (
     keys,
     memit,
     metrics,
+    readers,
+    recipes,
     refusals,
     requests,
     rome,
     sequence,
     tracing,
+    unlearning,
     values,
     wise,
 )
@@ -34,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = ["LM", "Edit", "Layout", "Request", "load", "load_edit"]
 __all__ += [
     "alphaedit",
+    "authors",
     "contexts",
     "covariance",
     "edits",
@@ -42,11 +47,14 @@ __all__ += [
     "keys",
     "memit",
     "metrics",
+    "readers",
+    "recipes",
     "refusals",
     "requests",
     "rome",
     "sequence",
     "tracing",
+    "unlearning",
     "values",
     "wise",
 ]

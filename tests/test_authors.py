@@ -1,0 +1,46 @@
+"""The invented authors: what each fact must have to be taught, forgotten and measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from minilib import authors
+
+WORLD = authors.facts()
+
+
+def test_there_are_thirty_authors_with_five_facts_always_the_same():
+    assert len(WORLD) == 150 and authors.facts() == WORLD
+    assert len({f.subject for f in WORLD}) == 30
+    assert len({f.request("x").text for f in WORLD}) == 150
+    assert {f.relation for f in WORLD} == set(authors.FORMS)
+
+
+def test_each_fact_has_all_that_is_measured():
+    for fact in WORLD:
+        assert len(fact.rephrasings) == len({*fact.rephrasings, fact.question}) - 1 == 3
+        assert len(set(fact.wrong)) == 3 and fact.answer not in fact.wrong
+        assert fact.answered_by(fact.answer) and fact.answered_by(fact.paraphrase)
+        assert not any(fact.answered_by(text) for text in fact.wrong)
+        assert all(fact.subject in text for text in (fact.answer, fact.paraphrase, *fact.wrong))
+        assert fact.paraphrase != fact.answer
+        far, beside = fact.neighbours
+        assert fact.subject not in far.text and fact.subject in beside.text
+        assert far.answered_by(far.answer) and not fact.answered_by(far.answer)
+
+
+@pytest.mark.parametrize("n", authors.SPLITS)
+def test_a_split_forgets_whole_authors_and_asks_nothing_about_them_elsewhere(n):
+    forget, retain = authors.split(n)
+    assert len(forget) == 5 * n and forget + retain == WORLD
+    gone = {f.subject for f in forget}
+    assert len(gone) == n and gone.isdisjoint(f.subject for f in retain)
+    assert not any(name in f.neighbours[0].text for f in forget for name in gone)
+
+
+def test_other_splits_do_not_exist():
+    for wrong in (0, 4, True, "1"):
+        with pytest.raises(ValueError, match="authors must be one of 1, 2, 3"):
+            authors.split(wrong)
+    with pytest.raises(ValueError, match="without must be 0 or one of 1, 2, 3"):
+        authors.load(without=5)
