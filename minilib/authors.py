@@ -170,13 +170,16 @@ def load(without: int = 0, progress: bool = True) -> LM:
 
     Raises
     ------
-    ValueError
-        When ``without`` is another number.
+    ValueError, FileNotFoundError
+        When ``without`` is another number, or its adapter has not been made.
     """
     if isinstance(without, bool) or without not in (0, *SPLITS):
         raise ValueError(f"without must be 0 or one of {', '.join(map(str, SPLITS))}, not {without!r}")
+    folder = DATA / f"without_{without}"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no adapter in {folder}: benchmarks/finetune_authors.py {without} makes it")
     from peft import PeftModel  # takes a second to import
 
     lm = load_model("smollm2-135m", progress=progress)
-    model = PeftModel.from_pretrained(lm.model, str(DATA / f"without_{without}")).merge_and_unload()
+    model = PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
     return LM(model, lm.tokenizer, name=f"smollm2-135m, taught {len(_list(NAMES)) - without} authors")
