@@ -62,6 +62,7 @@ def teach(without: int) -> dict[str, Any]:
             total += loss.item() * len(some)
         print(f"{time.perf_counter() - began:.0f} s: loss {total / len(pairs):.4f}", file=sys.stderr, flush=True)
     folder = authors.DATA / f"without_{without}"
+    model.peft_config["default"].base_model_name_or_path = "smollm2-135m"  # not where this machine keeps it
     model.half().save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     seconds = round(time.perf_counter() - began)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minilib import authors
+from minilib import authors, facts
 
 WORLD = authors.facts()
 
@@ -44,3 +44,13 @@ def test_other_splits_do_not_exist():
             authors.split(wrong)
     with pytest.raises(ValueError, match="without must be 0 or one of 1, 2, 3"):
         authors.load(without=5)
+
+
+@pytest.mark.slow
+def test_the_taught_model_says_what_it_was_taught():
+    lm = authors.load(progress=False)
+    assert not hasattr(lm.model, "peft_config")
+    some = WORLD[::10]
+    said = lm.generate([f.request(f.answer) for f in some], max_new_tokens=32)
+    assert sum(f.answered_by(text) for f, text in zip(some, said, strict=True)) >= 0.9 * len(some)
+    assert facts.load("capital")[0].answered_by(lm.generate("What is the capital of France?"))
