@@ -142,7 +142,7 @@ def divergence(lm: LM, texts: Sequence[str]) -> float:
 
 
 def answer_probability(lm: LM, requests: Request | Sequence[Request]) -> list[float]:
-    """π(y|x)^(1/|y|) of each request's target: the geometric mean of its tokens' probabilities."""
+    """π(y|x)^(1/n) of each request's target of n tokens: the geometric mean of their probabilities."""
     return [steps.mean().exp().item() for steps in lm.target_logprobs(requests)]
 
 
@@ -165,7 +165,7 @@ def rouge_l(texts: Sequence[str], answers: Sequence[str]) -> list[float]:
 
 
 def truth_ratio(lm: LM, facts: Sequence[Fact]) -> list[float]:
-    """For each fact the mean π^(1/|y|) of its wrong answers over that of its paraphrased right one.
+    """For each fact the mean ``answer_probability`` of its wrong answers, over that of its paraphrased right one.
 
     Near 0 for a model that knows; about 1 for one that cannot tell them apart.
 

@@ -2,15 +2,15 @@
 
 Nothing is located and nothing solved for. All of the model, or a low-rank adapter, follows the gradient of a loss on
 the *forget set*, and mostly of a second one on a *retain set* that holds the rest in place. With π(y|x) for the
-probability of the whole answer, π_ref for the model before, |y| for its number of tokens, σ for the logistic function:
+probability of the whole answer, π_ref for the model before, n for its number of tokens, σ for the logistic function ::
 
-    gradient ascent       (1/|y|) log π(y|x)
-    gradient difference   the same  −  retain: (1/|y|) log π(y|x)
+    gradient ascent       (1/n) log π(y|x)
+    gradient difference   the same  −  retain: (1/n) log π(y|x)
     KL                    the same  +  retain: KL(π_ref ‖ π) of each next token
     DPO                   −(2/β) log σ(β log π(∅|x)/π_ref(∅|x) − β log π(y|x)/π_ref(y|x))       arXiv 2305.18290
     NPO                   −(2/β) log σ(−β log π(y|x)/π_ref(y|x))                                 arXiv 2404.05868
-    SimNPO                −(2/β) log σ(−(β/|y|) log π(y|x) − γ)                                  arXiv 2410.07163
-    refusal tuning        −(1/|∅|) log π(∅|x)                                                    IDK in arXiv 2401.06121
+    SimNPO                −(2/β) log σ(−(β/n) log π(y|x) − γ)                                  arXiv 2410.07163
+    refusal tuning        −(1/n) log π(∅|x)                                                    IDK in arXiv 2401.06121
     RMU                   ‖h(forget) − c·u‖² + α ‖h(retain) − h_ref(retain)‖²                    arXiv 2403.03218
 
 each as a mean over the requests. The losses are short functions of log-probabilities below; one loop trains for all.
@@ -79,7 +79,7 @@ class Training(TypedDict, total=False):
     retain_weight : float
         What the retain term is multiplied by.
     forget_level : float
-        Training ends when π(y|x)^(1/|y|) of the forget set, averaged over its requests, has fallen so low.
+        Training ends when π(y|x)^(1/n) of the forget set, averaged over its requests, has fallen so low.
     train : {"all", "lora"}
         Every parameter, or low-rank changes of every matrix in the blocks (needs peft).
     rank : int
@@ -110,7 +110,7 @@ unlearner = functools.partial(editor, also=tuple(Training.__annotations__))
 
 
 def nll_loss(logp: Float[Tensor, "n"], length: Float[Tensor, "n"]) -> Float[Tensor, ""]:
-    """−(1/|y|) log π(y|x): the usual training loss; its negative is gradient ascent's."""
+    """−(1/n) log π(y|x): the usual training loss; its negative is gradient ascent's."""
     return -(logp / length).mean()
 
 
@@ -122,7 +122,7 @@ def npo_loss(logp: Float[Tensor, "n"], ref: Float[Tensor, "n"], beta: float) -> 
 def simnpo_loss(
     logp: Float[Tensor, "n"], length: Float[Tensor, "n"], beta: float, gamma: float = 0.0
 ) -> Float[Tensor, ""]:
-    """−(2/β) log σ(−(β/|y|) log π − γ): needs no reference, and long answers do not weigh more."""
+    """−(2/β) log σ(−(β/n) log π − γ): needs no reference, and long answers do not weigh more."""
     return -(2 / beta) * logsigmoid(-beta * logp / length - gamma).mean()
 
 
@@ -229,7 +229,7 @@ def gradient_ascent(
     -------
     Edit
         ``edit.traces[0]`` holds, for each step, ``loss``, ``retain`` (that term alone) and ``level`` (the forget set's
-        mean π(y|x)^(1/|y|)).
+        mean π(y|x)^(1/n)).
 
     Raises
     ------
