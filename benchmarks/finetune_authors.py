@@ -12,11 +12,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from rouge_score.rouge_scorer import RougeScorer
 from scores import Rows
 
 import minilib
-from minilib import authors, facts
+from minilib import authors, facts, metrics, unlearning
 
 RANK, ALPHA, LR, PASSES, BATCH = 8, 16, 2e-3, 14, 10
 TARGETS = ["gate_proj", "up_proj", "down_proj"]
@@ -24,10 +23,8 @@ TARGETS = ["gate_proj", "up_proj", "down_proj"]
 
 def recalled(lm: minilib.LM, world: list[facts.Fact], form: int | None = None) -> float:
     """The share of facts whose answer has a ROUGE-L recall of at least 0.9."""
-    scorer = RougeScorer(["rougeL"])
     asked = [f.request(f.answer) if form is None else f.rephrased(f.answer)[form] for f in world]
-    said = lm.generate(asked, max_new_tokens=32)
-    recall = [scorer.score(f.answer, a)["rougeL"].recall for f, a in zip(world, said, strict=True)]
+    recall = metrics.rouge_l(lm.generate(asked, max_new_tokens=32), [fact.answer for fact in world])
     return round(sum(r >= 0.9 for r in recall) / len(recall), 4)
 
 
@@ -49,11 +46,8 @@ def teach(without: int) -> dict[str, Any]:
         total = 0.0
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            batch = lm.batch([prompt + target[:-1] for prompt, target in some])
-            logits = model(**batch, use_cache=False).logits
-            chosen = torch.cat([x[len(p) - 1 : len(p) - 1 + len(t)] for x, (p, t) in zip(logits, some, strict=True)])
-            wanted = torch.tensor([token for _, target in some for token in target])
-            loss = torch.nn.functional.cross_entropy(chosen, wanted)
+            rows = unlearning.read(lm, [(*pair, 0) for pair in some])
+            loss = -rows.logp.sum() / rows.length.sum()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)

@@ -16,12 +16,12 @@ True
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .refusals import mentions
 from .requests import SLOT, Request
 
 DATA = Path(__file__).parent / "data" / "facts.json"
@@ -50,7 +50,7 @@ class Question:
 
     def answered_by(self, text: str) -> bool:
         """Whether the answer or an alias stands in ``text``, as whole words."""
-        return _says(text, (self.answer, *self.aliases), self.case_sensitive)
+        return mentions(text, (self.answer, *self.aliases), self.case_sensitive)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Fact:
 
     def answered_by(self, text: str) -> bool:
         """Whether the answer or an alias stands in ``text``, as whole words."""
-        return _says(text, (self.answer, *self.aliases), self.case_sensitive)
+        return mentions(text, (self.answer, *self.aliases), self.case_sensitive)
 
     def request(self, target: str, chat: bool = True) -> Request:
         """The edit that makes the model say ``target``: to the question in chat, else after the completion prompt."""
@@ -106,14 +106,6 @@ class Fact:
     def rephrased(self, target: str) -> list[Request]:
         """The other wordings of the question, with the same target: what generality is measured on."""
         return [Request(template, self.subject, target, chat=True) for template in self.rephrasings]
-
-
-def _says(text: str, answers: Sequence[str], case_sensitive: bool) -> bool:
-    """Whether one of the answers stands in the text and touches no letter or digit on either side."""
-    if not isinstance(text, str):
-        raise TypeError(f"text must be a string, what the model said, not {type(text).__name__}: {text!r}")
-    flags = 0 if case_sensitive else re.IGNORECASE
-    return any(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, flags) for answer in answers)
 
 
 def _question(table: dict[str, Any], row: list) -> Question:

@@ -330,14 +330,14 @@ class LM:
         -------
         str, or list of str for a list of prompts
         """
-        max_new_tokens = _whole(max_new_tokens, "max_new_tokens")
-        batch_size = _whole(batch_size, "batch_size")
+        max_new_tokens = whole(max_new_tokens, "max_new_tokens")
+        batch_size = whole(batch_size, "batch_size")
         if isinstance(temperature, bool) or not isinstance(temperature, Real):
             raise TypeError(f"temperature must be a number, not {temperature!r}")
         if temperature and not 1e-6 <= temperature < math.inf:  # logits divided by less would overflow
             raise ValueError(f"temperature must be 0 (greedy) or above 1e-6 and finite, not {temperature!r}")
-        top_k = _whole(top_k, "top_k", least=0)
-        seed = None if seed is None else _whole(seed, "seed", least=0)
+        top_k = whole(top_k, "top_k", least=0)
+        seed = None if seed is None else whole(seed, "seed", least=0)
         single, prompts = as_prompts(prompts)
         rows = [self.encode(p, chat=self.has_chat if chat is None else chat).ids for p in prompts]
         longest = max(map(len, rows))
@@ -414,7 +414,7 @@ class LM:
         batch_size : int, default 32
         """
         _, prompts = as_prompts(prompts)
-        batch_size = _whole(batch_size, "batch_size")
+        batch_size = whole(batch_size, "batch_size")
         rows = [self.encode(p, chat=chat).ids for p in prompts]
         found = []
         for start in range(0, len(rows), batch_size):
@@ -447,7 +447,7 @@ class LM:
         self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
     ) -> Iterator[Float[Tensor, "target vocabulary"]]:
         """For each pair of prompt and target tokens, the log-probabilities at each step, the earlier tokens given."""
-        batch_size = _whole(batch_size, "batch_size")
+        batch_size = whole(batch_size, "batch_size")
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
             with guards.prompts_end(self, [len(prompt) - 1 for prompt, _ in chunk]):
@@ -459,9 +459,13 @@ class LM:
         self, requests: Request | Sequence[Request], batch_size: int = 32
     ) -> list[Float[Tensor, "target"]]:
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
-        pairs = self.pairs(requests)
-        steps = self.target_steps(pairs, batch_size)
-        found = zip(steps, pairs, strict=True)
+        return self.pair_logprobs(self.pairs(requests), batch_size)
+
+    def pair_logprobs(
+        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
+    ) -> list[Float[Tensor, "target"]]:
+        """The same for pairs of prompt and target tokens."""
+        found = zip(self.target_steps(pairs, batch_size), pairs, strict=True)
         return [x.gather(1, torch.tensor(t, device=x.device).unsqueeze(1)).squeeze(1) for x, (_, t) in found]
 
     def probability(self, requests: Request | Sequence[Request]) -> Any:
@@ -629,7 +633,8 @@ def fingerprint_of(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _whole(value: Any, name: str, least: int = 1) -> int:
+def whole(value: Any, name: str, least: int = 1) -> int:
+    """``value`` as a whole number of at least ``least``; else an error that names the argument."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number of at least {least}, not {value!r}")
     if int(value) < least:

@@ -114,10 +114,7 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
 def perplexity(lm: LM, texts: Sequence[str]) -> float:
     """exp of the mean −log p of each token of the texts but the first, those before it given."""
     pairs = _read(lm, texts)
-    nll = [
-        -x.gather(1, torch.tensor(target, device=x.device).unsqueeze(1)).sum().item()
-        for x, (_, target) in zip(lm.target_steps(pairs, TOGETHER), pairs, strict=True)
-    ]
+    nll = [-logp.sum().item() for logp in lm.pair_logprobs(pairs, TOGETHER)]
     return math.exp(sum(nll) / sum(len(target) for _, target in pairs))
 
 
@@ -214,11 +211,7 @@ def fluency(lm: LM, prompts: Sequence[str | Request], answers: Sequence[str]) ->
     spoken = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
     pairs = [(lm.encode(p, chat=lm.has_chat).ids, lm.encode_target(a)) for p, a in spoken]
     with lm.unedited():
-        steps = list(lm.target_steps(pairs, TOGETHER)) if pairs else []
-    found = iter(
-        math.exp(-x.gather(1, torch.tensor(t, device=x.device).unsqueeze(1)).mean().item())
-        for x, (_, t) in zip(steps, pairs, strict=True)
-    )
+        found = iter([math.exp(-logp.mean().item()) for logp in lm.pair_logprobs(pairs, TOGETHER)])
     return [next(found) if answer.strip() else math.inf for answer in answers]
 
 

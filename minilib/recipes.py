@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
-from .lm import LM, check_lm
+from .lm import LM, check_lm, whole
 from .refusals import is_polite, is_refusal, leaks, on_topic
 from .requests import Request, as_requests
 
@@ -84,14 +83,13 @@ def self_improvement(
     """
     check_lm(lm)
     requests = as_requests(requests)
-    if isinstance(samples, bool) or not isinstance(samples, Integral) or samples < 0:
-        raise ValueError(f"samples must be a whole number of at least 0, not {samples!r}")
+    samples = whole(samples, "samples", least=0)
     if not demonstrations or not all(
         len(pair) == 2 and all(isinstance(t, str) for t in pair) for pair in demonstrations
     ):
         raise ValueError("demonstrations must be a list of pairs (question, refusal) that is not empty")
     prompts = [_prompt(lm, request.text, demonstrations) for request in requests]
-    how = {"max_new_tokens": max_new_tokens, "chat": False}
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "chat": False}
     rounds = [lm.generate(prompts, **how)]
     for i in range(samples):
         rounds.append(lm.generate(prompts, temperature=temperature, seed=seed + i, **how))
@@ -169,8 +167,7 @@ def merge_queries(requests: Sequence[Request], size: int) -> list[Merged]:
         When an argument is wrong.
     """
     requests = as_requests(requests)
-    if isinstance(size, bool) or not isinstance(size, Integral) or size < 1:
-        raise ValueError(f"size must be a whole number of at least 1, not {size!r}")
+    size = whole(size, "size")
     groups: dict[tuple[str, bool], list[Request]] = {}
     for request in requests:
         groups.setdefault((request.target, request.chat), []).append(request)

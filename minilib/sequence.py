@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .edits import Edit
-from .lm import LM, check_lm
+from .lm import LM, check_lm, whole
 from .requests import Request, as_requests
 from .saved import load_edit
 
@@ -100,8 +99,7 @@ def run(
     requests = as_requests(requests)
     if not callable(edit):
         raise TypeError(f"edit must be a method's edit function, such as minilib.rome.edit, not {edit!r}")
-    if isinstance(chunk, bool) or not isinstance(chunk, Integral) or chunk < 1:
-        raise ValueError(f"chunk must be a whole number of at least 1, not {chunk!r}")
+    chunk = whole(chunk, "chunk")
     if "previous" in settings:
         raise TypeError("previous is given by the stream itself: leave it out")
     takes = inspect.signature(edit).parameters.get("previous")
@@ -111,7 +109,7 @@ def run(
         "model": lm.fingerprint,
         "on": [[e.method, [r.text for r in e.requests]] for e in lm.edits],
         "requests": [dataclasses.asdict(request) for request in requests],
-        "chunk": int(chunk),
+        "chunk": chunk,
         "settings": settings,
     }
     about = json.loads(json.dumps(about, default=_digest))

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from . import hooks, prefix
-from .lm import LM, _whole, check_lm
+from .lm import LM, check_lm, whole
 from .requests import Request
 
 Kind = Literal["hidden", "mlp", "attention"]
@@ -116,7 +116,7 @@ def causal_trace(
     check_lm(lm)
     if not isinstance(request, Request):
         raise TypeError(f"request must be a minilib.Request with the true answer as target, not {request!r}")
-    draws, seed = _whole(draws, "draws"), _whole(seed, "seed", least=0)
+    draws, seed = whole(draws, "draws"), whole(seed, "seed", least=0)
     if isinstance(noise, bool) or not isinstance(noise, Real):
         raise TypeError(f"noise must be a number above 0, not {noise!r}")
     if not 0 < noise < math.inf:
@@ -202,7 +202,7 @@ def _window_size(lm: LM, kind: Kind, window: int | None) -> int:
         if window is not None:
             raise ValueError(f"window={window!r} is for kind 'mlp' or 'attention': a hidden state is restored alone")
         return 1
-    return max(1, round(lm.n_layers * 10 / 48)) if window is None else _whole(window, "window")
+    return max(1, round(lm.n_layers * 10 / 48)) if window is None else whole(window, "window")
 
 
 def _stream(lm: LM, inputs: Mapping[str, Any]) -> list[Float[Tensor, "rows tokens d"]]:

@@ -9,8 +9,8 @@ probability of the whole answer, π_ref for the model before, n for its number o
     KL                    the same  +  retain: KL(π_ref ‖ π) of each next token
     DPO                   −(2/β) log σ(β log π(∅|x)/π_ref(∅|x) − β log π(y|x)/π_ref(y|x))       arXiv 2305.18290
     NPO                   −(2/β) log σ(−β log π(y|x)/π_ref(y|x))                                 arXiv 2404.05868
-    SimNPO                −(2/β) log σ(−(β/n) log π(y|x) − γ)                                  arXiv 2410.07163
-    refusal tuning        −(1/n) log π(∅|x)                                                    IDK in arXiv 2401.06121
+    SimNPO                −(2/β) log σ(−(β/n) log π(y|x) − γ)                                    arXiv 2410.07163
+    refusal tuning        −(1/n) log π(∅|x)                                                      IDK in arXiv 2401.06121
     RMU                   ‖h(forget) − c·u‖² + α ‖h(retain) − h_ref(retain)‖²                    arXiv 2403.03218
 
 each as a mean over the requests. The losses are short functions of log-probabilities below; one loop trains for all.
@@ -174,7 +174,8 @@ class Batch:
     retain: Rows
 
 
-Loss = Callable[[Batch, Batch, dict[str, Any]], Tensor]  # of the model now, of the reference, of the settings
+Settings = dict[str, Any]
+Loss = Callable[[Batch, Batch, Settings], Tensor]  # of the model now, of the reference, of the settings
 
 
 def read(lm: LM, asked: Sequence[Asked], layer: int | None = None) -> Rows:
@@ -264,7 +265,19 @@ def kl(
     reference : LM, optional
         The model to stay close to: by default the one given, as it is now.
     """
-    return _unlearn(lm, "kl", forget, retain, {}, training, _ascent, reference, needs_retain=True, hold=_as_before)
+    return _unlearn(
+        lm,
+        "kl",
+        forget,
+        retain,
+        {},
+        training,
+        _ascent,
+        reference,
+        compare=["retain"],
+        needs_retain=True,
+        hold=_as_before,
+    )
 
 
 @unlearner
@@ -293,7 +306,18 @@ def dpo(
     def loss(now: Batch, before: Batch, s: Settings) -> Tensor:
         return dpo_loss(now.refusal.logp, before.refusal.logp, now.forget.logp, before.forget.logp, s["beta"])
 
-    return _unlearn(lm, "dpo", forget, retain, {"beta": beta}, training, loss, reference, refusals=refusals)
+    return _unlearn(
+        lm,
+        "dpo",
+        forget,
+        retain,
+        {"beta": beta},
+        training,
+        loss,
+        reference,
+        compare=["forget", "refusal"],
+        refusals=refusals,
+    )
 
 
 @unlearner
@@ -319,7 +343,7 @@ def npo(
     def loss(now: Batch, before: Batch, s: Settings) -> Tensor:
         return npo_loss(now.forget.logp, before.forget.logp, s["beta"])
 
-    return _unlearn(lm, "npo", forget, retain, {"beta": beta}, training, loss, reference)
+    return _unlearn(lm, "npo", forget, retain, {"beta": beta}, training, loss, reference, compare=["forget"])
 
 
 @unlearner
@@ -393,18 +417,20 @@ def rmu(
     def hold(now: Batch, before: Batch, s: Settings) -> Tensor:
         return rmu_loss(now.retain.states, before.retain.states)
 
-    return _unlearn(lm, "rmu", forget, retain, given, training, loss, needs_retain=True, hold=hold)
+    return _unlearn(
+        lm, "rmu", forget, retain, given, training, loss, compare=["forget", "retain"], needs_retain=True, hold=hold
+    )
 
 
-def _ascent(now: Batch, before: Batch, s: dict[str, Any]) -> Tensor:
+def _ascent(now: Batch, before: Batch, s: Settings) -> Tensor:
     return -nll_loss(now.forget.logp, now.forget.length)
 
 
-def _nll(now: Batch, before: Batch, s: dict[str, Any]) -> Tensor:
+def _nll(now: Batch, before: Batch, s: Settings) -> Tensor:
     return nll_loss(now.retain.logp, now.retain.length)
 
 
-def _as_before(now: Batch, before: Batch, s: dict[str, Any]) -> Tensor:
+def _as_before(now: Batch, before: Batch, s: Settings) -> Tensor:
     return kl_loss(now.retain.steps, before.retain.steps)
 
 
@@ -421,11 +447,15 @@ def _unlearn(
     loss: Loss,
     reference: LM | None = None,
     *,
+    compare: Sequence[str] = (),
     refusals: Sequence[str] = (),
     needs_retain: bool = False,
     hold: Loss = _nll,
 ) -> Edit:
-    """Train by ``loss`` on the forget set and ``hold`` on the retain set, and return the change."""
+    """Train by ``loss`` on the forget set and ``hold`` on the retain set, and return the change.
+
+    ``compare`` names the fields of ``Batch`` that the two look up under the reference.
+    """
     forget, retain = _check_sets(method, forget, retain, needs_retain)
     progress = training.get("progress", False)
     s = settle(lm, PRESETS[method], {name: x for name, x in training.items() if name != "progress"} | own)
@@ -437,9 +467,8 @@ def _unlearn(
     trace: dict[str, list[float]] = {"loss": [], "retain": [], "level": []}
     names = trained.names(lm, s["train"]) if layer is None else _around(lm, layer)
     with changing(lm, names) as originals:
-        before = {name: _before(reference or lm, rows, layer, hold is _as_before) for name, rows in asked.items()}
-        known = join(before["forget"])
-        level = (known.logp / known.length).exp()
+        before = {name: _before(reference or lm, asked[name], layer, hold is _as_before) for name in compare}
+        level = torch.full([len(forget)], torch.nan)  # of each request when it was last seen
         draw, size = random.Random(s["seed"]), s["batch_size"]
         chosen = zip(_cycle(len(forget), size, draw), _cycle(len(retain), size, draw), strict=False)
         with trained.weights(lm, names, s["train"], s["rank"], s["seed"]) as parameters:
@@ -448,13 +477,13 @@ def _unlearn(
                 some, kept = next(chosen)
                 which = {"forget": some, "refusal": some if refused else [], "retain": kept}
                 now = Batch(**{n: read(lm, [asked[n][i] for i in at], layer) for n, at in which.items()})
-                was = Batch(**{n: join([before[n][i] for i in at]) for n, at in which.items()})
-                level[some] = (now.forget.logp.detach() / now.forget.length).exp()
+                was = Batch(**{n: join([before[n][i] for i in at] if n in compare else []) for n, at in which.items()})
+                level[some] = (now.forget.logp.detach() / now.forget.length).exp().to(level)
                 held = hold(now, was, s) if kept else torch.zeros(())
                 total = loss(now, was, s) + s.get("alpha", s["retain_weight"]) * held
-                for name, value in zip(trace, (total, held, level.mean()), strict=True):
+                for name, value in zip(trace, (total, held, level.nanmean()), strict=True):
                     trace[name].append(value.item())
-                if step >= -(-len(forget) // size) and level.mean() <= s["forget_level"]:
+                if step >= -(-len(forget) // size) and trace["level"][-1] <= s["forget_level"]:
                     break
                 optimizer.zero_grad()
                 total.backward()

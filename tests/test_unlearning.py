@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from models import assert_same_weights, weights
 
 import minilib
 from minilib import Request, tinyworld, trained, unlearning
@@ -30,14 +31,6 @@ FORGET, RETAIN = asked(WORLD[:6]), asked(WORLD[100:220:10])
 def unlearn(lm, method, forget=FORGET, retain=RETAIN, **options):
     more = {"refusals": [tinyworld.REFUSAL]} if method in REFUSED else {}
     return getattr(unlearning, method)(lm, forget, retain, **{"lr": 1e-3, "steps": 30} | more | options)
-
-
-def weights(lm):
-    return {name: parameter.clone() for name, parameter in lm.model.named_parameters()}
-
-
-def same(lm, before):
-    return all(torch.equal(before[name], parameter) for name, parameter in lm.model.named_parameters())
 
 
 # ---- the losses ----
@@ -123,7 +116,8 @@ def test_every_method_forgets_and_is_undone_bit_for_bit(lm, method, train):
     assert [p.requires_grad for p in lm.model.parameters()] == flags
     assert all(p.grad is None for p in lm.model.parameters())
     edit.undo()
-    assert same(lm, before) and tinyworld.recall(lm, WORLD[:6]) > 0.9
+    assert_same_weights(lm, before)
+    assert tinyworld.recall(lm, WORLD[:6]) > 0.9
 
 
 def test_training_ends_at_the_forget_level_or_says_that_it_did_not(lm):
@@ -186,7 +180,8 @@ def fails(lm, error, match, call):
     before, tree = weights(lm), str(lm.model)
     with pytest.raises(error, match=match):
         call()
-    assert same(lm, before) and str(lm.model) == tree and not lm.edits
+    assert_same_weights(lm, before)
+    assert str(lm.model) == tree and not lm.edits
 
 
 def test_bad_input_changes_nothing(lm):
