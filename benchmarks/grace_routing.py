@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from scores import EVERYDAY, REFUSAL, Rows, known_facts, refused
+from scores import EVERYDAY, REFUSAL, Rows, refused
 from wise_routing import Draw, draw, scores, share
 
 import minilib
@@ -44,12 +44,12 @@ def spread(values: list[float]) -> list[float]:
 
 def fifty(lm: minilib.LM, method: Any) -> dict[str, Any]:
     """Fifty facts at once: for each kind of question the share let in, how near it came, and what was answered."""
-    chosen = known_facts()[:FIFTY]
+    chosen = facts.recorded()[:FIFTY]
     requests, asked = [fact.request(REFUSAL) for fact in chosen], asked_of(chosen)
     before = lm.generate([q.text for fact in chosen for q in (*fact.neighbours, fact.unrelated)])
     more = {}
     if method is wise:  # what is asked below is not shown to it as irrelevant
-        others = dict.fromkeys(f.request(REFUSAL).text for f in known_facts())
+        others = dict.fromkeys(f.request(REFUSAL).text for f in facts.recorded())
         others = texts.naming_none(others, [fact.subject for fact in chosen])
         seen = {q for name in ("other subject", "unrelated") for q in asked[name]}
         more = {"irrelevant": [*(q for q in others if q not in seen), *texts.messages()]}
@@ -71,7 +71,7 @@ def fifty(lm: minilib.LM, method: Any) -> dict[str, Any]:
 
 def in_a_row(lm: minilib.LM) -> dict[str, Any]:
     """One call for each of 200 facts, the known ones first; what was not edited is asked too."""
-    known = known_facts()
+    known = facts.recorded()
     rest = [fact for fact in facts.FACTS if fact not in known]
     n = max(IN_A_ROW)
     edited, others = [*known, *rest][:n], [*known, *rest][n:]

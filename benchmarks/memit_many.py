@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from scores import REFUSAL, known_facts, outside, refused
+from scores import REFUSAL, outside, refused
 
 import minilib
 from minilib import covariance, facts, memit, metrics, stored
@@ -23,7 +23,7 @@ ASKED = 8  # of a large batch, so many facts are asked about
 
 def batches() -> dict[int, list[list[facts.Fact]]]:
     """For each number of facts, batches from the front of the list, several relations in each."""
-    known = known_facts()[:96]
+    known = facts.recorded()[:96]
     return {n: [known[i * n : (i + 1) * n] for i in range(count)] for n, count in BATCHES.items()}
 
 

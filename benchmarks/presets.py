@@ -12,12 +12,12 @@ import sys
 import time
 from typing import Any
 
-from scores import REFUSAL, known_facts, outside, refused
+from scores import REFUSAL, outside, refused
 
 import minilib
-from minilib import alphaedit, covariance, memit, rome, stored
+from minilib import alphaedit, covariance, facts, memit, rome, stored
 
-FACTS = known_facts()[100:106]  # the chapters take from the front
+FACTS = facts.recorded()[100:106]  # the chapters take from the front
 
 ROME: list[dict[str, Any]] = [
     *({"layer": layer} for layer in (3, 5)),  # edit_every_layer.py tries all

@@ -4,7 +4,6 @@ that a long run keeps as it goes."""
 import json
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import minilib
@@ -54,14 +53,6 @@ class Rows:
             rows.append({"run": run, **make()})
             print(kind, json.dumps(rows[-1]), file=sys.stderr, flush=True)
             stored.save(self.name, self.found, f"benchmarks/{self.name}.py", self.began)
-
-
-def known_facts() -> list[facts.Fact]:
-    """The facts that SmolLM2 knows, one relation after the other in turn, so that a slice holds many relations."""
-    rows = json.loads(Path(facts.DATA).with_name("known_smollm2-135m.json").read_text("utf8"))["facts"]
-    known = {(row["relation"], row["subject"]) for row in rows}
-    columns = [[f for f in facts.load(r) if (r, f.subject) in known] for r in facts.RELATIONS]
-    return [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
 
 
 def outside(chosen: Sequence[facts.Fact]) -> list[str]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from scores import REFUSAL, Rows, known_facts
+from scores import REFUSAL, Rows
 
 import minilib
 from minilib import alphaedit, covariance, facts, memit, metrics, refusals, rome, sequence, texts
@@ -34,7 +34,7 @@ METHODS: dict[str, tuple[Callable[..., minilib.Edit] | None, dict[str, Any]]] = 
 
 def drawn(seed: int) -> tuple[list[facts.Fact], list[facts.Fact]]:
     """Facts to edit, in order, and others that name none of their subjects."""
-    known = known_facts()
+    known = facts.recorded()
     random.Random(seed).shuffle(known)
     edited = known[:EDITS]
     free = texts.naming_none([f.request(REFUSAL).text for f in known[EDITS:]], [f.subject for f in edited])

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scores import REFUSAL, known_facts, outside
+from scores import REFUSAL, outside
 from torch import Tensor
 from tqdm import tqdm
 
@@ -180,7 +180,7 @@ def main() -> None:
     started = time.perf_counter()
     lm = minilib.load(MODEL)
     texts = texts_of(lm)
-    chosen = known_facts()[:8]
+    chosen = facts.recorded()[:8]
     cases = [case(lm, fact) for fact in tqdm(chosen, desc="v*", file=sys.stderr)]
     moments = {name: covariance.second_moment(lm, LAYERS, of, progress=True) for name, of in texts.items()}
     sample = shuffled(covariance.sample_texts())

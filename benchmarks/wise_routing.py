@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scores import EVERYDAY, REFUSAL, Rows, known_facts
+from scores import EVERYDAY, REFUSAL, Rows
 
 import minilib
-from minilib import grace, refusals, rome, texts, wise
+from minilib import facts, grace, refusals, rome, texts, wise
 
 FACTS = 20
 THRESHOLDS = (1.0, 0.9, 0.75, 0.6, 0.5, 0.4, 0.3)
@@ -49,7 +49,7 @@ def text(prompt: str | minilib.Request) -> str:
 
 def draw(lm: minilib.LM, number: int) -> Draw:
     """Facts 20 · number on; of questions and messages that name none of their subjects every third is held out."""
-    known = known_facts()
+    known = facts.recorded()
     edited = known[FACTS * number : FACTS * (number + 1)]
     subjects = [fact.subject for fact in edited]
     requests = [fact.request(REFUSAL) for fact in edited]
@@ -162,7 +162,7 @@ def main() -> None:
     draws = [draw(lm, number) for number in range(3)]
     drawn = draws[0]
     about = {
-        "edited": [f"{fact.relation}: {fact.subject}" for fact in known_facts()[:FACTS]],
+        "edited": [f"{fact.relation}: {fact.subject}" for fact in facts.recorded()[:FACTS]],
         "given": drawn.given, "unrelated": drawn.unrelated, "ordinary": drawn.ordinary, "everyday": list(EVERYDAY),
     }  # fmt: skip
     keep = Rows("wise_routing", began, about).keep

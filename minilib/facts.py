@@ -16,6 +16,7 @@ True
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,9 +104,9 @@ class Fact:
         """The edit that makes the model say ``target``: to the question in chat, else after the completion prompt."""
         return Request(self.question if chat else self.prompt, self.subject, target, chat)
 
-    def rephrased(self, target: str) -> list[Request]:
+    def rephrased(self, target: str, chat: bool = True) -> list[Request]:
         """The other wordings of the question, with the same target: what generality is measured on."""
-        return [Request(template, self.subject, target, chat=True) for template in self.rephrasings]
+        return [Request(template, self.subject, target, chat) for template in self.rephrasings]
 
 
 def _question(table: dict[str, Any], row: list) -> Question:
@@ -188,6 +189,35 @@ def known(lm: Any, facts: Sequence[Fact] | None = None) -> list[Fact]:
         raise TypeError(f"facts must be a list of facts, not {facts!r}; facts.load({'relation'!r}) gives one")
     facts = list(FACTS if facts is None else facts)
     return [fact for fact, text in zip(facts, ask(lm, facts), strict=True) if fact.answered_by(text)]
+
+
+def recorded() -> list[Fact]:
+    """The facts that SmolLM2 knows, as ``benchmarks/known_facts.py`` found them; ``known(lm)`` asks again.
+
+    One relation after the other in turn, so that a slice holds many relations.
+    """
+    rows = json.loads(DATA.with_name("known_smollm2-135m.json").read_text(encoding="utf-8"))["facts"]
+    kept = {(row["relation"], row["subject"]) for row in rows}
+    columns = [[f for f in load(r) if (r, f.subject) in kept] for r in RELATIONS]
+    return [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
+
+
+def as_said(lm: Any, facts: Sequence[Fact]) -> list[Request]:
+    """Each fact's question, with what the model itself answers, up to its first full sentence, as the target.
+
+    That is what unlearning has to make unlikely: of a model that says "The capital of France is Paris." the bare word
+    "Paris" was never likely. A fact that it answers with nothing keeps its own answer as the target.
+    """
+    facts = list(facts)
+    answers = [sentence(text) for text in ask(lm, facts)]
+    return [f.request(said if said.strip() else f.answer, lm.has_chat) for f, said in zip(facts, answers, strict=True)]
+
+
+def sentence(text: str) -> str:
+    """The text up to the end of its first sentence or line, or all of it."""
+    line = text.partition("\n")[0]
+    end = re.search(r"[.!?](?=\s|$)", line)
+    return line[: end.end()] if end else line
 
 
 def ask(lm: Any, facts: Sequence[Fact]) -> list[str]:

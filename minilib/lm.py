@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
@@ -71,6 +71,9 @@ class LM:
         What to call it; by default the name it was loaded under.
     layout : Layout, optional
         The names of blocks, down-projection and final norm, for an architecture that is not known.
+    opening : function, optional
+        ``opening(text)`` gives the turns that stand before a user's message in every chat prompt, as a list of
+        ``{"role": ..., "content": ...}``; by default there are none. See ``minilib.prompting``.
 
     Attributes
     ----------
@@ -95,10 +98,12 @@ class LM:
         tokenizer: transformers.PreTrainedTokenizerBase,
         name: str | None = None,
         layout: Layout | None = None,
+        opening: Callable[[str], list[dict[str, str]]] | None = None,
     ) -> None:
         _check_pair(model, tokenizer)
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.opening = opening
         self.layout = _find_layout(model, layout)
         self.blocks = model.get_submodule(self.layout.blocks)
         self.norm = _submodule(model, self.layout.norm)
@@ -239,9 +244,11 @@ class LM:
         if not self.has_chat:
             raise ValueError(f"chat=True needs a chat template and {self.name} has none: use chat=False")
 
+        before = self.opening(text) if self.opening else []
+
         def render(content: str) -> str:
-            message = [{"role": "user", "content": content}]
-            return str(self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+            turns = [*before, {"role": "user", "content": content}]
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
         # Where a message starts is where an unmistakable one starts: the text itself may occur in the template.
         rendered, start = render(text), render(_MARK).find(_MARK)
