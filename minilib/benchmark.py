@@ -75,7 +75,7 @@ PROMPTS = ("system prompt", "in context")
 REFERENCES = ("unedited", "oracle")
 METHODS = (*REFERENCES, *EDITORS, *SELF, *MERGED, *GRADIENT, *PROMPTS)
 
-_RATES = [{"lr": 3e-6}, {"lr": 1e-5}, {"lr": 3e-6, "retain_weight": 5.0}, {"lr": 1e-5, "retain_weight": 5.0}]
+_RATES = [{"lr": 5e-6}, {"lr": 1e-5}, {"lr": 5e-6, "retain_weight": 5.0}, {"lr": 1e-5, "retain_weight": 5.0}]
 _TINY_RATES = [{"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-4, "retain_weight": 5.0}, {"lr": 1e-3, "retain_weight": 5.0}]
 TRIALS: dict[str, dict[str, list[dict[str, Any]]]] = {  # the first of each is what is used before a tuning
     "smollm2-135m": {
@@ -112,7 +112,7 @@ for _name in GRADIENT:
     TRIALS["smollm2-135m"].setdefault(_name, _RATES)
     TRIALS["tinyworld"].setdefault(_name, _TINY_RATES)
 FIXED = {  # of every method that trains; what its trials say comes on top
-    "smollm2-135m": {"steps": 20, "batch_size": 4},
+    "smollm2-135m": {"steps": 12, "batch_size": 4},
     "tinyworld": {"steps": 60, "batch_size": 8},
 }
 

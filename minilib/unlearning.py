@@ -472,7 +472,7 @@ def _unlearn(
         draw, size = random.Random(s["seed"]), s["batch_size"]
         chosen = zip(_cycle(len(forget), size, draw), _cycle(len(retain), size, draw), strict=False)
         with trained.weights(lm, names, s["train"], s["rank"], s["seed"]) as parameters:
-            optimizer = torch.optim.AdamW(parameters, lr=s["lr"], weight_decay=s["weight_decay"])
+            optimizer = torch.optim.AdamW(parameters, lr=s["lr"], weight_decay=s["weight_decay"], fused=True)
             for step in tqdm(range(s["steps"]), desc=method, disable=not progress):
                 some, kept = next(chosen)
                 which = {"forget": some, "refusal": some if refused else [], "retain": kept}
