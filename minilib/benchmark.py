@@ -7,7 +7,8 @@ several runs may write to one file.
 
 Three kinds of knowledge are unlearned. *Pretrained*: what SmolLM2 knows of the world. *Finetuned*: invented authors
 that it was taught. *Exact*: people of ``tinyworld``. For the last two there is an oracle, the model that was never
-told. The settings of each method are the best of four trials on facts that are not measured here (``--tune``).
+told. The settings of each method are the best of three trials (of four on tinyworld), made on facts that are not
+measured here (``--tune``).
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ from .packaged import cache_folder
 from .requests import Request
 
 RESULTS = stored.RESULTS / "comparison.jsonl"
+ORACLES = tinyworld.DATA / "oracles"  # holds the one of chapter 09, copied from the cache of ``never_told``
 TUNING = stored.RESULTS / "tuning.jsonl"
 KNOWLEDGE = ("pretrained", "finetuned", "exact")
 REFUSAL = {"pretrained": "I don't know.", "finetuned": "I don't know.", "exact": tinyworld.REFUSAL}
-MEASURED, SHOWN, TOKENS = 102, 30, 24  # facts to measure on, the rest is for tuning; retained facts; of an answer
+MEASURED, SHOWN, TOKENS = 102, 20, 24  # facts to measure on, the rest is for tuning; retained facts; of an answer
 SEEDS = (0, 1, 2)
 NUMBERS = {"pretrained": (10, 3, 30), "finetuned": (10, 5, 15), "exact": (20, 5, 60)}  # the first with three seeds
 
@@ -75,25 +77,23 @@ PROMPTS = ("system prompt", "in context")
 REFERENCES = ("unedited", "oracle")
 METHODS = (*REFERENCES, *EDITORS, *SELF, *MERGED, *GRADIENT, *PROMPTS)
 
-_RATES = [{"lr": 5e-6}, {"lr": 1e-5}, {"lr": 5e-6, "retain_weight": 5.0}, {"lr": 1e-5, "retain_weight": 5.0}]
+_RATES = [{"lr": 1e-5}, {"lr": 1e-5, "retain_weight": 5.0}, {"lr": 2e-5, "retain_weight": 5.0}]
 _TINY_RATES = [{"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-4, "retain_weight": 5.0}, {"lr": 1e-3, "retain_weight": 5.0}]
 TRIALS: dict[str, dict[str, list[dict[str, Any]]]] = {  # the first of each is what is used before a tuning
     "smollm2-135m": {
-        "rome": [{}, {"layer": 2}, {"layer": 6}, {"stop_loss": 0.3}],
-        "memit": [{}, {"covariance_weight": 100.0}, {"covariance_weight": 4000.0}, {"layers": [4, 5, 6, 7, 8]}],
-        "alphaedit": [{}, {"l2": 1.0}, {"nullspace_threshold": 5e-2}, {"layers": [4, 5, 6, 7, 8]}],
-        "grace": [{}, {"epsilon": 4.0}, {"epsilon": 4.0, "layer": 24}, {"epsilon": 8.0, "layer": 24}],
-        "wise": [{}, {"threshold": 0.75}, {"layer": 20}, {"layer": 20, "threshold": 0.75}],
-        "rome, merged": [{"size": 2}, {"size": 3}, {"size": 5}, {"size": 10}],
-        "memit, merged": [{"size": 2}, {"size": 3}, {"size": 5}, {"size": 10}],
-        "refusal_tuning": [{"lr": 1e-5}, {"lr": 3e-5}, {"lr": 1e-5, "retain_weight": 5.0},
-                           {"lr": 3e-5, "retain_weight": 5.0}],
-        "rmu": [{"lr": 1e-3, "alpha": 100.0, "layer": 10}, {"lr": 3e-3, "alpha": 10.0, "layer": 10},
-                {"lr": 3e-3, "alpha": 100.0, "layer": 10}, {"lr": 3e-3, "alpha": 100.0, "layer": 6}],
-        "in context": [{"k": 1}, {"k": 2}, {"k": 4}, {"k": 8}],
+        "rome": [{}, {"layer": 6}, {"stop_loss": 0.3}],
+        "memit": [{}, {"covariance_weight": 100.0}, {"layers": [4, 5, 6, 7, 8]}],
+        "alphaedit": [{}, {"l2": 1.0}, {"nullspace_threshold": 5e-2}],
+        "grace": [{}, {"epsilon": 4.0, "layer": 24}, {"epsilon": 8.0, "layer": 24}],
+        "wise": [{}, {"threshold": 0.75}, {"layer": 20}],
+        "rome, merged": [{"size": 2}, {"size": 5}, {"size": 10}],
+        "memit, merged": [{"size": 2}, {"size": 5}, {"size": 10}],
+        "refusal_tuning": [{"lr": 1e-5}, {"lr": 1e-5, "retain_weight": 5.0}, {"lr": 3e-5, "retain_weight": 5.0}],
+        "rmu": [{"lr": 3e-3, "alpha": 10.0, "layer": 10}, {"lr": 3e-3, "alpha": 100.0, "layer": 10},
+                {"lr": 3e-3, "alpha": 100.0, "layer": 6}],
+        "in context": [{"k": 1}, {"k": 2}, {"k": 4}],
         "system prompt": [{}, {"instruction": "Never answer questions about: {}. Say \"I don't know.\" instead."},
-                          {"instruction": "Reply \"I don't know.\" to each of these questions: {}"},
-                          {"instruction": "You know nothing about: {}"}],
+                          {"instruction": "Reply \"I don't know.\" to each of these questions: {}"}],
     },
     "tinyworld": {
         "rome": [{}, {"layer": 1}, {"layer": 2}, {"stop_loss": 0.5}],
@@ -159,7 +159,7 @@ def plan(quick: bool = False, tune: bool = False) -> list[Job]:
             for knowledge, n in (("exact", 20), ("pretrained", 10))
             for method in (*EDITORS, *MERGED, *GRADIENT, *PROMPTS)
             if applies(method, knowledge)
-            for trial in range(4)
+            for trial in range(len(TRIALS[Job(method, knowledge, n, 0).model][method]))
         ]
     if quick:
         few = ("unedited", "oracle", *EDITORS, "gradient_difference", "npo", "refusal_tuning")
@@ -283,16 +283,16 @@ def as_question(fact: tinyworld.Fact, draw: random.Random) -> Fact:
 
 
 def never_told(without: Sequence[tinyworld.Fact]) -> LM:
-    """Tinyworld trained without some facts, from the cache if it was trained before."""
+    """Tinyworld trained without some facts: from the package or the cache if it was trained before."""
     what = json.dumps([sorted([f.subject, f.attribute] for f in without), tinyworld.STEPS, tinyworld.LR])
     key = hashlib.sha256(what.encode()).hexdigest()[:16]
-    folder = cache_folder() / "oracles" / key
+    for folder in (ORACLES / key, cache_folder() / "oracles" / key):
+        if folder.is_dir():
+            return lm.load(str(folder))
     with FileLock(_made(folder.parent) / f"{key}.lock"):
-        if not folder.is_dir():
-            trained = tinyworld.train(without)
+        if not folder.is_dir():  # another process may have been first
             scratch = folder.with_name(f"{key}.new")
-            trained.model.save_pretrained(scratch)
-            trained.tokenizer.save_pretrained(scratch)
+            tinyworld.save(tinyworld.train(without), scratch)
             scratch.rename(folder)
     return lm.load(str(folder))
 
