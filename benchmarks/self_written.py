@@ -1,8 +1,9 @@
 """The refusals that SmolLM2 writes itself for the questions of the comparison (recipe 1), with every candidate.
 
-Run: python benchmarks/self_written.py (20 minutes on one core; it goes on where it stopped).
+Run: python benchmarks/self_written.py (half an hour on one core; it goes on where it stopped).
 """
 
+import functools
 import time
 from typing import Any
 
@@ -12,13 +13,11 @@ from scores import Rows
 import minilib
 from minilib import authors, benchmark, facts, recipes
 
-SAMPLES, TEMPERATURE = 4, 0.7
+SAMPLES, TEMPERATURE, TOGETHER = 4, 0.7, 12
 
 
-def write(lm: minilib.LM, fact: facts.Fact) -> dict[str, Any]:
-    value = fact.aliases[0] if fact.wrong else fact.answer  # the word of a taught sentence that gives it away
-    (found,) = recipes.self_improvement(lm, fact.request(value), samples=SAMPLES, temperature=TEMPERATURE)
-    return {"refusal": found.request.target, "by": found.by, "candidates": found.candidates}
+def as_row(written: recipes.Written) -> dict[str, Any]:
+    return {"refusal": written.request.target, "by": written.by, "candidates": written.candidates}
 
 
 def main() -> None:
@@ -28,8 +27,14 @@ def main() -> None:
     world = facts.recorded()[: benchmark.MEASURED]
     taught = authors.split(max(authors.SPLITS))[0]
     for lm, some in ((minilib.load("smollm2-135m"), world), (authors.load(), taught)):
-        for fact in some:
-            rows.keep("refusals", fact.request(fact.answer).text, lambda lm=lm, fact=fact: write(lm, fact))
+        for start in range(0, len(some), TOGETHER):
+            chunk = some[start : start + TOGETHER]
+            # What a refusal must not hold: of a taught sentence the word that gives it away.
+            asked = [fact.request(fact.aliases[0] if fact.wrong else fact.answer) for fact in chunk]
+            how = {"samples": SAMPLES, "temperature": TEMPERATURE}
+            write = functools.cache(functools.partial(recipes.self_improvement, lm, asked, **how))
+            for i, request in enumerate(asked):
+                rows.keep("refusals", request.text, lambda i=i, write=write: as_row(write()[i]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""Query merging against the number of facts: ROME and MEMIT, 1 to 64 refusals, so many questions in one request.
+
+Each edit is scored on sixteen of its facts, apart for those that stand last in their request, whose subject is the
+whole's, and those before them; and on sixteen facts outside. Run: python benchmarks/merging.py (half an hour on one
+core; it goes on where it stopped).
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from scores import REFUSAL, Rows
+
+import minilib
+from minilib import covariance, facts, memit, metrics, recipes, refusals, rome, texts
+from minilib.edits import Edit
+
+NUMBERS, SIZES, ASKED = (1, 4, 16, 64), (1, 2, 4, 8), 16
+METHODS: dict[str, Callable[..., Edit]] = {"ROME": rome.edit, "MEMIT": memit.edit}
+
+
+def mean(values: Sequence[float | bool]) -> float | None:
+    return round(statistics.fmean(values), 4) if values else None
+
+
+def spread(chosen: Sequence[facts.Fact]) -> list[facts.Fact]:
+    """At most sixteen, in runs of eight, so that each place in a request is among them."""
+    if len(chosen) <= ASKED:
+        return list(chosen)
+    half = ASKED // 2
+    return [*chosen[:half], *chosen[-half:]]
+
+
+def measure(
+    lm: minilib.LM, edit: Callable[..., Edit], C: covariance.SecondMoments, n: int, size: int
+) -> dict[str, Any]:
+    known = facts.recorded()
+    chosen, others = known[:n], known[-ASKED:]
+    requests = [fact.request(REFUSAL) for fact in chosen]
+    merged = recipes.merge_queries(requests, size)
+    last = {m.members[-1].text for m in merged}
+    began = time.process_time()
+    with edit(lm, [m.request for m in merged], covariance=C) as made:
+        seconds = time.process_time() - began
+        some = spread(chosen)
+        asked = [refusals.is_refusal(a) for a in lm.generate([f.request(REFUSAL) for f in some])]
+        again = [refusals.is_refusal(a) for a in lm.generate([f.rephrased(REFUSAL)[0] for f in some])]
+        left = lm.generate([f.request(REFUSAL) for f in others])
+        whole = [refusals.is_refusal(a) for a in lm.generate([m.request for m in merged[:ASKED]])]
+        ends = [fact.request(REFUSAL).text in last for fact in some]
+        return {
+            "method": made.method,
+            "facts": n,
+            "size": size,
+            "merged": mean(whole),
+            "refused": mean(asked),
+            "last": mean([a for a, end in zip(asked, ends, strict=True) if end]),
+            "before": mean([a for a, end in zip(asked, ends, strict=True) if not end]),
+            "rephrased": mean(again),
+            "others right": mean([f.answered_by(a) for f, a in zip(others, left, strict=True)]),
+            "others refused": mean([refusals.is_refusal(a) for a in left]),
+            "perplexity": round(metrics.perplexity(lm, texts.sample_texts()[:8]), 4),
+            "change": round(max(d / w for d, w in made.sizes().values()), 4),
+            "seconds": round(seconds, 1),
+        }
+
+
+def main() -> None:
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    lm = minilib.load("smollm2-135m")
+    C = covariance.second_moment(lm, sorted({rome.PRESETS[lm.kind]["layer"], *memit.PRESETS[lm.kind]["layers"]}))
+    rows = Rows("merging", began, {"refusal": REFUSAL})
+    for n in NUMBERS:
+        for size in (size for size in SIZES if size <= n):
+            for name, edit in METHODS.items():
+                run = f"{name}, {n} facts, {size} in a request"
+                rows.keep("rows", run, lambda edit=edit, n=n, size=size: measure(lm, edit, C, n, size))
+
+
+if __name__ == "__main__":
+    main()
