@@ -10,7 +10,7 @@ What an edit did to everything else shows in ordinary text: ``perplexity``, and 
 
 Unlearning has measures of its own (TOFU, arXiv 2401.06121): ``answer_probability``, ``rouge_l``, ``truth_ratio``, and
 of those ``forget_quality`` and ``model_utility``; ``reciprocal_rank`` of the true answer; how well a refusal reads
-(``fluency``). ``interval`` says how far a mean of a few questions can be trusted.
+(``fluency``). ``interval`` says how far a mean of a few questions can be trusted, ``cohens_kappa`` how far two people.
 """
 
 from __future__ import annotations
@@ -224,6 +224,20 @@ def interval(values: Sequence[float], level: float = 0.95, seed: int = 0) -> tup
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = x[draws].mean(1).quantile(ends).tolist()
     return x.mean().item(), low, high
+
+
+def cohens_kappa(first: Sequence[Any], second: Sequence[Any]) -> float:
+    """How far two people's labels of the same things agree beyond chance: 1 always, 0 as chance has it.
+
+    (p − e)/(1 − e), p the share on which they agree, e what their own shares of each label would give by chance
+    (Cohen 1960). 1 where both give all things one and the same label.
+    """
+    pairs = list(zip(first, second, strict=True))
+    if not pairs:
+        raise ValueError("first and second must not be empty: give two labels of each thing")
+    p = statistics.fmean(a == b for a, b in pairs)
+    e = sum((list(first).count(x) / len(pairs)) * (list(second).count(x) / len(pairs)) for x in {*first, *second})
+    return 1.0 if e == 1 else (p - e) / (1 - e)
 
 
 def _read(lm: LM, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:

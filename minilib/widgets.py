@@ -3,13 +3,18 @@
 ``knob`` draws the picture for every value beforehand, so the slider moves on a page without a kernel. In
 Jupyter the same call shows an ipywidgets slider that draws anew, with whatever the notebook holds by then. With
 ``play=True`` a button beside it moves it through all values: an animation that can be stopped and looked at.
+
+``rating_sheet`` lets people judge answers without knowing which method gave them.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import html
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from . import figures
@@ -130,6 +135,99 @@ def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: st
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"form {form!r} cannot write the value {values[start]!r}: try '{{:.2f}}'") from error
     return Knob(draw, values, label, start, form, play)
+
+
+QUALITIES = ("declines to answer", "says what it is about", "is polite", "gives the answer away")
+
+
+class RatingSheet:
+    """What ``rating_sheet`` returns; notebooks show it."""
+
+    def __init__(
+        self, answers: Sequence[Mapping[str, str]], file: Path, qualities: Sequence[str], order: list[int]
+    ) -> None:
+        self.answers, self.file, self.qualities, self.order = list(answers), file, list(qualities), order
+        self.ratings: dict[int, dict[str, str]] = {}
+        if file.is_file():
+            with file.open(newline="", encoding="utf8") as f:
+                for row in csv.DictReader(f):
+                    i = int(row["id"])
+                    if i < len(self.answers) and row["answer"] == self.answers[i]["answer"]:
+                        self.ratings[i] = {q: row.get(q, "") for q in self.qualities}
+
+    def rate(self, i: int, quality: str, verdict: str) -> None:
+        """Note a verdict, "yes" or "no", on the i-th answer, and write the file."""
+        if quality not in self.qualities or verdict not in ("yes", "no"):
+            raise ValueError(f"quality must be one of {self.qualities} and verdict yes or no, not {quality, verdict}")
+        self.ratings.setdefault(i, dict.fromkeys(self.qualities, ""))[quality] = verdict
+        scratch = self.file.with_suffix(".new")
+        with scratch.open("w", newline="", encoding="utf8") as f:
+            table = csv.writer(f)
+            table.writerow(["id", "question", "answer", *self.qualities])
+            for j in sorted(self.ratings):
+                row = self.answers[j]
+                table.writerow([j, row["question"], row["answer"], *(self.ratings[j][q] for q in self.qualities)])
+        scratch.replace(self.file)
+
+    def live(self) -> Any:
+        """The sheet as ipywidgets; each click is written to the file at once."""
+        import ipywidgets
+
+        boxes = []
+        for place, i in enumerate(self.order, 1):
+            row = self.answers[i]
+            text = f"<b>{place}. {html.escape(row['question'])}</b><br>{html.escape(row['answer'])}"
+            choices = [ipywidgets.HTML(text)]
+            for quality in self.qualities:
+                choice = ipywidgets.ToggleButtons(
+                    options=["yes", "no"], value=self.ratings.get(i, {}).get(quality) or None, description=quality,
+                    style={"description_width": "12em", "button_width": "4em"},
+                )  # fmt: skip
+                choice.observe(lambda change, i=i, q=quality: self.rate(i, q, change["new"]), names="value")
+                choices.append(choice)
+            boxes.append(ipywidgets.VBox(choices))
+        return ipywidgets.VBox(boxes)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        rows = [self.answers[i] for i in self.order]
+        cells = "".join(
+            f"<tr><td>{html.escape(r['question'])}</td><td>{html.escape(r['answer'])}</td></tr>" for r in rows
+        )
+        head = "<tr><th>question</th><th>answer</th></tr>"
+        return {
+            **self.live()._repr_mimebundle_(),
+            "text/html": f"<table><thead>{head}</thead><tbody>{cells}</tbody></table>",
+            "text/plain": f"a rating sheet of {len(rows)} answers",
+        }
+
+
+def rating_sheet(
+    answers: Sequence[Mapping[str, str]], file: str | Path, qualities: Sequence[str] = QUALITIES, seed: int = 0
+) -> RatingSheet:
+    """A sheet on which a person says yes or no to each quality of each answer, blind to where the answer is from.
+
+    Parameters
+    ----------
+    answers : list of dict
+        Each with ``question`` and ``answer``. Whatever else is in it, such as the method, is not shown and not written.
+    file : str or Path
+        A CSV file: ``id`` (the number in ``answers``), question, answer, and a column for each quality. One that is
+        there is gone on with.
+    qualities : list of str
+    seed : int, default 0
+        Of the order in which they are shown.
+
+    See Also
+    --------
+    minilib.metrics.cohens_kappa : how far two people agree beyond chance.
+    """
+    answers = list(answers)
+    for i, row in enumerate(answers):
+        if not isinstance(row, Mapping) or not {"question", "answer"} <= set(row):
+            raise ValueError(f"answers[{i}] must be a dict with question and answer, not {row!r}")
+    if not answers or isinstance(qualities, str) or not qualities:
+        raise ValueError("answers and qualities must be lists that are not empty")
+    return RatingSheet(answers, Path(file), qualities, random.Random(seed).sample(range(len(answers)), len(answers)))
 
 
 _SCRIPT = """(function () {

@@ -170,6 +170,25 @@ def test_known_keeps_what_is_answered(has_chat):
     assert facts.known(parrot, []) == []
 
 
+@pytest.mark.parametrize("has_chat", [True, False])
+def test_what_the_model_says_is_the_target(has_chat):
+    (request,) = facts.as_said(Parrot(has_chat), load("capital")[3:4])
+    assert request.target == "Paris, I believe." and request.chat == has_chat
+
+
+def test_the_first_sentence_ends_at_its_mark():
+    assert facts.sentence("It is Paris. I am sure.") == "It is Paris."
+    assert facts.sentence("Version 2.5 is new") == "Version 2.5 is new"
+    assert facts.sentence("One\nTwo.") == "One" and facts.sentence("") == ""
+
+
+def test_the_recorded_facts_are_those_of_the_stored_list():
+    recorded = facts.recorded()
+    stored = json.loads(KNOWN.read_text(encoding="utf-8"))["facts"]
+    assert {(f.relation, f.subject) for f in recorded} == {(row["relation"], row["subject"]) for row in stored}
+    assert len(recorded) == len(stored) and len({f.relation for f in recorded[:10]}) == 10
+
+
 @pytest.mark.parametrize("wrong", ["capital", FACTS[0], ["France"]])
 def test_known_wants_a_list_of_facts(wrong):
     with pytest.raises(TypeError, match="facts"):

@@ -219,3 +219,14 @@ def test_an_interval_narrows_with_more_values():
     assert metrics.interval([1.0]) == (1.0, 1.0, 1.0)
     with pytest.raises(ValueError, match="must not be empty"):
         metrics.interval([])
+
+
+def test_kappa_is_agreement_beyond_chance():
+    yes, no = ["yes"] * 5, ["no"] * 5
+    assert metrics.cohens_kappa(yes + no, yes + no) == 1
+    assert metrics.cohens_kappa(yes + no, no + yes) == -1
+    assert metrics.cohens_kappa(yes, yes) == 1
+    first, second = [1] * 20 + [1] * 5 + [0] * 10 + [0] * 15, [1] * 20 + [0] * 5 + [1] * 10 + [0] * 15
+    assert metrics.cohens_kappa(first, second) == pytest.approx(0.4)  # p = 0.7, e = 0.5 · 0.6 + 0.5 · 0.4
+    with pytest.raises(ValueError, match="must not be empty"):
+        metrics.cohens_kappa([], [])

@@ -24,9 +24,9 @@ FLOORS = {
     1: "requests hooks prefix suffixes guards refusals facts readers texts ties packaged stored",
     2: "lm",
     3: "edits contexts keys covariance values tinyworld authors trained",
-    4: "rome memit alphaedit grace wise unlearning recipes tracing",
-    5: "saved metrics attacks benchmark figures widgets",
-    6: "sequence",
+    4: "rome memit alphaedit grace wise unlearning recipes prompting tracing",
+    5: "saved metrics attacks figures widgets",
+    6: "sequence benchmark",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 

@@ -1,5 +1,6 @@
 """Knobs: all pictures on a static page, one of them visible, and the same knob live."""
 
+import csv
 from html.parser import HTMLParser
 
 import pytest
@@ -132,3 +133,48 @@ def test_bad_input_is_named(changed, error, message):
     with pytest.raises(error) as caught:
         widgets.knob(**{"draw": word, "values": [1, 2], "label": "Strength", **changed})
     assert message in str(caught.value)
+
+
+# ---- the rating sheet ----
+
+ANSWERS = [{"question": f"Q{i}?", "answer": f"<A{i}>, and so on", "method": f"secret {i}"} for i in range(6)]
+
+
+def test_a_click_is_in_the_file_at_once(tmp_path):
+    file = tmp_path / "me.csv"
+    sheet = widgets.rating_sheet(ANSWERS, file)
+    boxes = sheet.live().children
+    boxes[0].children[1].value = "yes"
+    with file.open(newline="", encoding="utf8") as f:
+        (row,) = csv.DictReader(f)
+    i = sheet.order[0]
+    assert row["id"] == str(i) and row["question"] == f"Q{i}?" and row["answer"] == f"<A{i}>, and so on"
+    assert [row[q] for q in widgets.QUALITIES] == ["yes", "", "", ""]
+
+
+def test_it_is_blind_and_in_no_telling_order(tmp_path):
+    sheet = widgets.rating_sheet(ANSWERS, tmp_path / "me.csv")
+    sheet.rate(2, widgets.QUALITIES[0], "no")
+    shown = sheet._repr_mimebundle_()["text/html"] + (tmp_path / "me.csv").read_text("utf8")
+    assert "secret" not in shown and "&lt;A2&gt;" in shown
+    assert sorted(sheet.order) == list(range(6)) != sheet.order
+    assert widgets.rating_sheet(ANSWERS, tmp_path / "me.csv", seed=1).order != sheet.order
+
+
+def test_a_sheet_is_gone_on_with(tmp_path):
+    file = tmp_path / "me.csv"
+    widgets.rating_sheet(ANSWERS, file).rate(4, "is polite", "yes")
+    again = widgets.rating_sheet(ANSWERS, file)
+    again.rate(1, "is polite", "no")
+    assert again.ratings[4]["is polite"] == "yes"
+    assert again.live().children[again.order.index(4)].children[3].value == "yes"
+    assert len(file.read_text("utf8").splitlines()) == 3
+
+
+def test_wrong_sheets_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"answers\[0\] must be a dict with question and answer"):
+        widgets.rating_sheet([{"question": "Q?"}], tmp_path / "me.csv")
+    with pytest.raises(ValueError, match="not empty"):
+        widgets.rating_sheet([], tmp_path / "me.csv")
+    with pytest.raises(ValueError, match="verdict yes or no"):
+        widgets.rating_sheet(ANSWERS, tmp_path / "me.csv").rate(0, "is polite", "maybe")
