@@ -79,6 +79,7 @@ METHODS = (*REFERENCES, *EDITORS, *SELF, *MERGED, *GRADIENT, *PROMPTS)
 
 _RATES = [{"lr": 1e-5}, {"lr": 1e-5, "retain_weight": 5.0}, {"lr": 2e-5, "retain_weight": 5.0}]
 _TINY_RATES = [{"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-4, "retain_weight": 5.0}, {"lr": 1e-3, "retain_weight": 5.0}]
+_TINY_ALPHA: dict[str, Any] = {"layers": [0], "nullspace_energy": 0.3, "l2": 1.0}
 TRIALS: dict[str, dict[str, list[dict[str, Any]]]] = {  # the first of each is what is used before a tuning
     "smollm2-135m": {
         "rome": [{}, {"layer": 6}, {"stop_loss": 0.3}],
@@ -97,13 +98,14 @@ TRIALS: dict[str, dict[str, list[dict[str, Any]]]] = {  # the first of each is w
     },
     "tinyworld": {
         "rome": [{}, {"layer": 1}, {"layer": 2}, {"stop_loss": 0.5}],
-        "memit": [{}, {"layers": [0, 1]}, {"layers": [0, 1, 2]}, {"covariance_weight": 1.0}],
-        "alphaedit": [{"layers": [0]}, {"layers": [0, 1]}, {"layers": [0], "nullspace_energy": 0.1},
-                      {"layers": [0, 1], "nullspace_energy": 0.1}],
+        "memit": [{}, {"clamp_factor": 2.0}, {"clamp_factor": 4.0}, {"layers": [0, 1], "clamp_factor": 2.0}],
+        "alphaedit": [{**_TINY_ALPHA, "clamp_factor": clamp} for clamp in (0.75, 2.0, 4.0)]
+        + [{**_TINY_ALPHA, "clamp_factor": 2.0, "nullspace_energy": 0.1}],
         "grace": [{}, {"epsilon": 2.0}, {"epsilon": 4.0}, {"layer": 2}],
         "wise": [{}, {"layer": 1}, {"threshold": 0.75}, {"layer": 3}],
         "rome, merged": [{"size": 2}, {"size": 3}, {"size": 5}, {"size": 10}],
-        "memit, merged": [{"size": 2}, {"size": 3}, {"size": 5}, {"size": 10}],
+        "memit, merged": [{"size": 2}, {"size": 2, "clamp_factor": 2.0}, {"size": 5, "clamp_factor": 2.0},
+                          {"size": 10, "clamp_factor": 2.0}],
         "rmu": [{"lr": 1e-3, "alpha": 1.0, "layer": 2}, {"lr": 1e-3, "alpha": 10.0, "layer": 2},
                 {"lr": 3e-3, "alpha": 10.0, "layer": 2}, {"lr": 3e-3, "alpha": 100.0, "layer": 3}],
     },
