@@ -130,14 +130,50 @@ def _as_it_stands(text: str) -> str:
     return repr(text)
 
 
-def table(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> Any:
-    """Rows as an HTML table that scrolls on a narrow screen."""
+def table(rows: Sequence[Sequence[Any]], header: Sequence[str], sort: bool = False) -> Any:
+    """Rows as an HTML table that scrolls on a narrow screen.
+
+    Parameters
+    ----------
+    rows : list of lists
+    header : list of str
+    sort : bool, default False
+        Make each heading a button that sorts by its column, by value where its cells begin with numbers.
+    """
     from IPython.display import HTML
 
     cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in header)
-    whole = f'<table class="book-table"><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
-    return HTML(f'<div class="table-scroll">{whole}</div>')
+    name = "table-" + hashlib.sha256(cells.encode()).hexdigest()[:10]
+    titles = [html.escape(h) for h in header]
+    if sort:
+        titles = [f'<button type="button" class="table-sort">{title}</button>' for title in titles]
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    script = f"<script>{_SORT.replace('NAME', name)}</script>" if sort else ""
+    mark = f' id="{name}"' if sort else ""
+    whole = f'<table class="book-table"{mark}><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>'
+    return HTML(f'<div class="table-scroll">{whole}</div>{script}')
+
+
+# The first click on a heading sorts upwards, the next one downwards.
+_SORT = """(function () {
+  const table = document.getElementById("NAME"), body = table.tBodies[0];
+  const heads = Array.from(table.tHead.rows[0].cells);
+  function value(row, i) {
+    const text = row.cells[i].textContent.trim().replace("−", "-"), number = parseFloat(text.replaceAll(",", ""));
+    return Number.isNaN(number) ? text : number;
+  }
+  function order(a, b) {
+    if (typeof a === typeof b) return a < b ? -1 : a > b ? 1 : 0;
+    return typeof a === "number" ? -1 : 1;
+  }
+  heads.forEach((head, i) => head.addEventListener("click", () => {
+    const up = head.getAttribute("aria-sort") !== "ascending";
+    const rows = Array.from(body.rows).sort((a, b) => (up ? 1 : -1) * order(value(a, i), value(b, i)));
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", up ? "ascending" : "descending");
+    rows.forEach((row) => body.appendChild(row));
+  }));
+})();"""
 
 
 def source(function: Any, first: str = "", last: str = "") -> Any:

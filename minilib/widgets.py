@@ -189,14 +189,10 @@ class RatingSheet:
         return ipywidgets.VBox(boxes)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        rows = [self.answers[i] for i in self.order]
-        cells = "".join(
-            f"<tr><td>{html.escape(r['question'])}</td><td>{html.escape(r['answer'])}</td></tr>" for r in rows
-        )
-        head = "<tr><th>question</th><th>answer</th></tr>"
+        rows = [[self.answers[i]["question"], self.answers[i]["answer"]] for i in self.order]
         return {
             **self.live()._repr_mimebundle_(),
-            "text/html": f"<table><thead>{head}</thead><tbody>{cells}</tbody></table>",
+            "text/html": figures.table(rows, ["question", "answer"]).data,
             "text/plain": f"a rating sheet of {len(rows)} answers",
         }
 

@@ -90,6 +90,14 @@ def test_a_table_escapes_its_cells():
     assert page.count("<tr>") == 3 and page.count("<td>") == 4
 
 
+def test_a_table_that_sorts_has_a_button_in_each_heading():
+    page = figures.table([["b", "2"], ["a", "10"]], ["name", "<n>"], sort=True).data
+    assert page.count('<button type="button" class="table-sort">') == 2 and "&lt;n&gt;</button>" in page
+    name = re.search(r'id="(table-\w+)"', page).group(1)
+    assert f'getElementById("{name}")' in page
+    assert "<button" not in figures.table([["b", "2"]], ["name", "n"]).data
+
+
 def test_glued_values_are_found_by_name(monkeypatch):
     kept = []
     monkeypatch.setattr("IPython.display.display", lambda data, **how: kept.append((data, how)))

@@ -139,6 +139,20 @@ def test_knobs_move_the_picture(browser, address, page_with_knobs, width):
         assert not visit.problems, "\n".join(visit.problems)
 
 
+def test_tables_sort_by_their_headings(browser, address):
+    sorted_ones = [page for page in pages() if soup(page).select_one(".table-sort")]
+    for name in sorted_ones:
+        with Visit(browser, address, name, 1280) as visit:
+            for table in [t for t in visit.page.locator("table:has(.table-sort)").all() if t.is_visible()]:
+                heading = table.locator("th").last
+                for direction in ("ascending", "descending"):
+                    heading.locator("button").press("Enter")
+                    assert heading.get_attribute("aria-sort") == direction, name
+                    column = table.locator("tbody tr td:last-child").all_inner_texts()
+                    found = [float(cell.replace("−", "-")) for cell in column if cell[:1].isdigit()]
+                    assert found == sorted(found, reverse=direction == "descending"), name
+
+
 def test_knobs_with_a_button_play(browser, address, page_with_knobs):
     with Visit(browser, address, page_with_knobs, 1280) as visit:
         for button in visit.page.locator(".knob-play").all():
