@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from scores import Rows
 
 import minilib
-from minilib import authors, facts, metrics, unlearning
+from minilib import authors, facts, metrics, trained
 
 RANK, ALPHA, LR, PASSES, BATCH = 8, 16, 2e-3, 14, 10
 TARGETS = ["gate_proj", "up_proj", "down_proj"]
@@ -46,7 +46,7 @@ def teach(without: int) -> dict[str, Any]:
         total = 0.0
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            rows = unlearning.read(lm, [(*pair, 0) for pair in some])
+            rows = trained.read(lm, [(*pair, 0) for pair in some])
             loss = -rows.logp.sum() / rows.length.sum()
             optimizer.zero_grad()
             loss.backward()

@@ -1,18 +1,22 @@
-"""Which weights are trained: all of them, or low-rank matrices beside those of the blocks."""
+"""What training needs: weights that change, all or low-rank ones beside those of the blocks, and what a pass reads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from . import hooks
 from .lm import LM
 
 HOW = ("all", "lora")
+Asked = tuple[list[int], list[int], int]  # tokens of a prompt, of what is said after it, and where its subject ends
 
 
 def names(lm: LM, how: str) -> list[str]:
@@ -81,3 +85,40 @@ def _adapter(lm: LM, names: Sequence[str], rank: int, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return get_peft_model(lm.model, config)
+
+
+@dataclass
+class Rows:
+    """Some prompts with what is said after them, as a model reads them."""
+
+    logp: Float[Tensor, "n"]  # log π of each whole answer
+    length: Float[Tensor, "n"]
+    steps: Float[Tensor, "tokens vocabulary"]  # log-probabilities of each next token of all answers
+    states: Float[Tensor, "tokens d"]  # what RMU's block returns, from the subject's end on; empty for the others
+
+
+def read(lm: LM, asked: Sequence[Asked], layer: int | None = None) -> Rows:
+    """One pass over prompts and answers; gradients flow where they are switched on."""
+    if not asked:
+        return join([])
+    watch = {"last": lm.blocks[-1]} | ({} if layer is None else {"state": lm.blocks[layer]})
+    with hooks.read(watch) as seen:
+        lm.model.base_model(**lm.batch([prompt + answer[:-1] for prompt, answer, _ in asked]), use_cache=False)
+    last = [h[len(p) - 1 : len(p) - 1 + len(a)] for h, (p, a, _) in zip(seen["last"], asked, strict=True)]
+    steps = lm.unembed(torch.cat(last)).log_softmax(-1)
+    tokens = torch.tensor([token for _, answer, _ in asked for token in answer], device=steps.device)
+    length = torch.tensor([len(answer) for _, answer, _ in asked], device=steps.device)
+    said = steps.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    logp = torch.stack([part.sum() for part in said.split(length.tolist())])
+    states = steps.new_zeros(0)
+    if layer is not None:
+        rows = zip(seen["state"], asked, strict=True)
+        states = torch.cat([h[subject : len(p) - 1 + len(a)] for h, (p, a, subject) in rows])
+    return Rows(logp, length.to(logp.dtype), steps, states)
+
+
+def join(rows: Sequence[Rows]) -> Rows:
+    """Several as one."""
+    if not rows:
+        return Rows(*[torch.zeros(0)] * 4)
+    return Rows(*(torch.cat([getattr(row, name) for row in rows]) for name in ("logp", "length", "steps", "states")))

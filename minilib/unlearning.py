@@ -30,13 +30,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from tqdm.auto import tqdm
 
-from . import hooks, trained
+from . import trained
 from .edits import Edit, changing, editor, settle
 from .lm import LM
 from .refusals import REFUSALS
 from .requests import Request, as_requests, check_distinct
-
-Asked = tuple[list[int], list[int], int]  # tokens of a prompt, of what is said after it, and where its subject ends
+from .trained import Asked, Rows, join, read
 
 COMMON: dict[str, Any] = {
     "steps": 60,
@@ -156,16 +155,6 @@ def rmu_loss(h: Float[Tensor, "tokens d"], aim: Float[Tensor, "tokens d"]) -> Fl
 
 
 @dataclass
-class Rows:
-    """Some prompts with what is said after them, as a model reads them."""
-
-    logp: Float[Tensor, "n"]  # log π of each whole answer
-    length: Float[Tensor, "n"]
-    steps: Float[Tensor, "tokens vocabulary"]  # log-probabilities of each next token of all answers
-    states: Float[Tensor, "tokens d"]  # what RMU's block returns, from the subject's end on; empty for the others
-
-
-@dataclass
 class Batch:
     """The requests of one step: under the model in training, or under the reference."""
 
@@ -176,33 +165,6 @@ class Batch:
 
 Settings = dict[str, Any]
 Loss = Callable[[Batch, Batch, Settings], Tensor]  # of the model now, of the reference, of the settings
-
-
-def read(lm: LM, asked: Sequence[Asked], layer: int | None = None) -> Rows:
-    """One pass over prompts and answers; gradients flow where they are switched on."""
-    if not asked:
-        return join([])
-    watch = {"last": lm.blocks[-1]} | ({} if layer is None else {"state": lm.blocks[layer]})
-    with hooks.read(watch) as seen:
-        lm.model.base_model(**lm.batch([prompt + answer[:-1] for prompt, answer, _ in asked]), use_cache=False)
-    last = [h[len(p) - 1 : len(p) - 1 + len(a)] for h, (p, a, _) in zip(seen["last"], asked, strict=True)]
-    steps = lm.unembed(torch.cat(last)).log_softmax(-1)
-    tokens = torch.tensor([token for _, answer, _ in asked for token in answer], device=steps.device)
-    length = torch.tensor([len(answer) for _, answer, _ in asked], device=steps.device)
-    said = steps.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    logp = torch.stack([part.sum() for part in said.split(length.tolist())])
-    states = steps.new_zeros(0)
-    if layer is not None:
-        rows = zip(seen["state"], asked, strict=True)
-        states = torch.cat([h[subject : len(p) - 1 + len(a)] for h, (p, a, subject) in rows])
-    return Rows(logp, length.to(logp.dtype), steps, states)
-
-
-def join(rows: Sequence[Rows]) -> Rows:
-    """Several as one."""
-    if not rows:
-        return Rows(*[torch.zeros(0)] * 4)
-    return Rows(*(torch.cat([getattr(row, name) for row in rows]) for name in ("logp", "length", "steps", "states")))
 
 
 # ---- the methods --------------------------------------------------------------------------------------

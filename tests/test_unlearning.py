@@ -85,11 +85,11 @@ def test_npo_tends_to_ascent_and_slows_down():
 
 def test_what_a_loss_reads_is_what_the_model_says(lm):
     pairs = [(*pair, lm.encode_request(r)[1]) for pair, r in zip(lm.pairs(FORGET), FORGET, strict=True)]
-    rows = unlearning.read(lm, pairs)
+    rows = trained.read(lm, pairs)
     expected = [steps.sum().item() for steps in lm.target_logprobs(FORGET)]
     assert rows.logp.tolist() == pytest.approx(expected, abs=1e-4)
     assert rows.length.tolist() == [len(target) for _, target, _ in pairs]
-    parts = unlearning.join([unlearning.read(lm, [pair]) for pair in pairs])
+    parts = trained.join([trained.read(lm, [pair]) for pair in pairs])
     assert torch.allclose(parts.steps, rows.steps, atol=1e-4)
 
 
