@@ -75,6 +75,7 @@ SELF = tuple(f"{name}, self-written" for name in ("rome", "memit", "alphaedit", 
 MERGED = tuple(f"{name}, merged" for name in ("rome", "memit"))
 PROMPTS = ("system prompt", "in context")
 REFERENCES = ("unedited", "oracle")
+EVERYWHERE = (*REFERENCES, *EDITORS, "gradient_difference", "npo", "refusal_tuning", *PROMPTS)
 METHODS = (*REFERENCES, *EDITORS, *SELF, *MERGED, *GRADIENT, *PROMPTS)
 
 _RATES = [{"lr": 1e-5}, {"lr": 1e-5, "retain_weight": 5.0}, {"lr": 2e-5, "retain_weight": 5.0}]
@@ -89,6 +90,7 @@ TRIALS: dict[str, dict[str, list[dict[str, Any]]]] = {  # the first of each is w
         "wise": [{}, {"threshold": 0.75}, {"layer": 20}],
         "rome, merged": [{"size": 2}, {"size": 5}, {"size": 10}],
         "memit, merged": [{"size": 2}, {"size": 5}, {"size": 10}],
+        "gradient_ascent": [{"lr": 3e-6}, {"lr": 1e-5}, {"lr": 1e-6}],
         "refusal_tuning": [{"lr": 1e-5}, {"lr": 1e-5, "retain_weight": 5.0}, {"lr": 3e-5, "retain_weight": 5.0}],
         "rmu": [{"lr": 3e-3, "alpha": 10.0, "layer": 10}, {"lr": 3e-3, "alpha": 100.0, "layer": 10},
                 {"lr": 3e-3, "alpha": 100.0, "layer": 6}],
@@ -106,6 +108,7 @@ TRIALS: dict[str, dict[str, list[dict[str, Any]]]] = {  # the first of each is w
         "rome, merged": [{"size": 2}, {"size": 3}, {"size": 5}, {"size": 10}],
         "memit, merged": [{"size": 2}, {"size": 2, "clamp_factor": 2.0}, {"size": 5, "clamp_factor": 2.0},
                           {"size": 10, "clamp_factor": 2.0}],
+        "gradient_ascent": [{"lr": 3e-5}, {"lr": 1e-4}, {"lr": 3e-4}, {"lr": 1e-3}],
         "rmu": [{"lr": 1e-3, "alpha": 1.0, "layer": 2}, {"lr": 1e-3, "alpha": 10.0, "layer": 2},
                 {"lr": 3e-3, "alpha": 10.0, "layer": 2}, {"lr": 3e-3, "alpha": 100.0, "layer": 3}],
     },
@@ -168,8 +171,15 @@ def plan(quick: bool = False, tune: bool = False) -> list[Job]:
         tiny = [Job(method, "exact", 5, 0) for method in few]
         return [*tiny, *(Job(method, "pretrained", 3, 0) for method in ("unedited", "rome", "memit", "in context"))]
     cells = [(knowledge, NUMBERS[knowledge][0], seed) for seed in SEEDS for knowledge in KNOWLEDGE]
-    cells += [(knowledge, n, 0) for i in (1, 2) for knowledge in KNOWLEDGE for n in NUMBERS[knowledge][i : i + 1]]
-    return [Job(m, knowledge, n, seed) for knowledge, n, seed in cells for m in METHODS if applies(m, knowledge)]
+    jobs = [Job(m, knowledge, n, seed) for knowledge, n, seed in cells for m in METHODS if applies(m, knowledge)]
+    cells = [(knowledge, NUMBERS[knowledge][i], 0) for i in (1, 2) for knowledge in KNOWLEDGE]
+    # At the other numbers of facts, where a job is costly, some methods alone.
+    return jobs + [
+        Job(m, knowledge, n, seed)
+        for knowledge, n, seed in cells
+        for m in METHODS
+        if applies(m, knowledge) and (knowledge == "exact" or m in EVERYWHERE)
+    ]
 
 
 def applies(method: str, knowledge: str) -> bool:
@@ -321,7 +331,8 @@ def apply(job: Job, found: Task, settings: dict[str, Any]) -> LM:
     if method == "in context":
         return prompting.in_context(found.lm, canned, facts.as_said(found.lm, found.retain), **settings)
     if method in GRADIENT:
-        forget, retain = (facts.as_said(found.lm, some) for some in (found.forget, found.retain))
+        forget = facts.as_said(found.lm, found.forget)
+        retain = None if method == "gradient_ascent" else facts.as_said(found.lm, found.retain)
         more = (
             {"refusals": [REFUSAL["exact"]]} if method in ("dpo", "refusal_tuning") and job.model == "tinyworld" else {}
         )
