@@ -259,6 +259,25 @@ class LM:
                 return rendered, first
         raise ValueError(f"the chat template of {self.name} changes the message {text!r}: the subject is lost")
 
+    def chat_prompt(self, turns: str | Sequence[dict[str, str]], begun: str = "") -> str:
+        """A chat prompt as plain text, to be given on with ``chat=False``.
+
+        Parameters
+        ----------
+        turns : str or list of dict
+            A user's message, or a whole talk, each turn with its ``role`` and ``content``.
+        begun : str, default ""
+            How the answer begins: words that are put into the model's mouth.
+        """
+        if not self.has_chat:
+            raise ValueError(f"chat_prompt needs a chat template and {self.name} has none")
+        if isinstance(turns, str):
+            turns = [*(self.opening(turns) if self.opening else []), {"role": "user", "content": turns}]
+        text = str(self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+        first = self.tokenizer.bos_token  # the tokenizer would put it a second time
+        doubled = first and self.tokenizer(first)["input_ids"].count(self.tokenizer.bos_token_id) > 1
+        return (text.removeprefix(first) if doubled else text) + begun
+
     def _answer_end(self) -> list[int]:
         """The token by which the chat template ends an answer; empty where there is none, or the model goes on."""
         if not self.has_chat:

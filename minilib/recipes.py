@@ -123,10 +123,7 @@ def _prompt(lm: LM, question: str, demonstrations: Sequence[tuple[str, str]]) ->
     turns = [{"role": role, "content": text} for q, refusal in demonstrations
              for role, text in (("user", TASK.format(q)), ("assistant", refusal))]  # fmt: skip
     turns.append({"role": "user", "content": TASK.format(question)})
-    text = str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    first = lm.tokenizer.bos_token  # the tokenizer would put it a second time
-    doubled = first and lm.tokenizer(first)["input_ids"].count(lm.tokenizer.bos_token_id) > 1
-    return text.removeprefix(first) if doubled else text
+    return lm.chat_prompt(turns)
 
 
 def _sentences(text: str) -> str:

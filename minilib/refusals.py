@@ -17,18 +17,23 @@ REFUSALS = (
 )
 """Different wordings of the empty answer, all in the rule below."""
 
-_THING = r"(?:\w+\ ){0,3}(?:information|knowledge|idea|data|details|records?|answer|memory|clue)\b"
+_THING = (
+    r"(?:\w+\ ){0,3}(?:information|knowledge|idea|data|details|records?|answer|memory|clue|ability|capability|access)\b"
+)
 _DECLINED = rf"""(?:
     i\ (?:really\ )?(?:do\ not|don't|did\ not|didn't)\ (?:\w+ly\ |even\ )?(?:know|recall|remember|have\ {_THING})
-  | (?:i\ am|i'm)\ not\ (?:\w+ly\ |quite\ )?(?:sure|certain|aware|familiar|able)
+  | (?:i\ am|i'm)\ not\ (?:\w+ly\ |quite\ |even\ |at\ all\ )?(?:sure|certain|aware|familiar|able)
+  | (?:i\ am|i'm)\ (?:\w+ly\ |still\ )?(?:unsure|uncertain)
   | i\ have\ no\ {_THING}
   | (?:i\ (?:cannot|can't|can\ not|could\ not|couldn't|will\ not|won't|would\ rather\ not)|i'd\ rather\ not
       |(?:i\ am|i'm)\ unable\ to)\ (?:\w+ly\ )?(?:answer|help|assist|say|tell|share|provide|discuss|recall|remember|give
       |respond|comment|talk|speak|find)
   | (?:that|this|it)\ is\ not\ something\ i\ (?:can|could|know|am\ able)
-  | no\ idea | no\ information | (?:sorry|unknown)\W*$
+  | no\ idea | no\ information | (?:(?:i\ am\ |i'm\ )?sorry|unknown)\W*$
 )"""
-_BEFORE = r"(?:as\ an?\ [\w\ ]+,\ )?(?:(?:i'm|i\ am)\ (?:sorry|afraid)\W+|sorry\W+|unfortunately\W+)?(?:but\ |that\ )?"
+_ROLE = r"(?:as\ an?\ [\w\ ]+,\ )?"
+_SORRY = r"(?:(?:i'm|i\ am)\ (?:sorry|afraid)(?:\ for\ (?:any|the|my)\ \w+)?\W+|sorry\W+|unfortunately\W+)?"
+_BEFORE = rf"(?:oh\W+)?{_ROLE}{_SORRY}(?:but\ |that\ )?{_ROLE}"
 _RULE = re.compile(rf"^\W*{_BEFORE}{_DECLINED}", re.IGNORECASE | re.VERBOSE)
 
 

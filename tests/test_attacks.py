@@ -1,0 +1,252 @@
+"""The attacks: what they bring back from tinyworld, what they do not from an oracle, and that they leave no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import assert_same_weights, weights
+
+import minilib
+from minilib import Request, attacks, benchmark, edits, facts, grace, rome, unlearning
+
+JOB = benchmark.Job("oracle", "exact", 20, 0)
+TASK = benchmark.task(JOB)
+SOME = TASK.forget[:8]
+REFUSALS = [f.request(" I do not know.", False) for f in SOME]
+TRUE = [f.request(f" {f.answer}.", False) for f in SOME]
+
+
+@pytest.fixture
+def lm():
+    return minilib.load("tinyworld")
+
+
+def share(rows):
+    return sum(row["recovered"] for row in rows) / len(rows)
+
+
+EVERY = {
+    "rephrasings": lambda lm: attacks.rephrasings(lm, SOME),
+    "sampling": lambda lm: attacks.sampling(lm, SOME, k=3),
+    "relearning": lambda lm: attacks.relearning(lm, SOME, TRUE[:4], steps=[1, 2], lr=1e-3),
+    "relearning, low rank": lambda lm: attacks.relearning(lm, SOME, TRUE[:4], steps=[1, 2], lr=1e-3, train="lora"),
+    "quantisation": lambda lm: attacks.quantisation(lm, SOME),
+    "reversal": lambda lm: attacks.reversal(lm, SOME, [0, 2]),
+    "lens": lambda lm: attacks.lens(lm, SOME),
+    "probe": lambda lm: attacks.probe(lm, SOME, TASK.retain, layer=4),
+    "membership": lambda lm: attacks.membership(lm, SOME, TASK.retain),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_model_is_bit_for_bit_as_it_was(lm, name):
+    with grace.edit(lm, REFUSALS):
+        before, said = weights(lm), lm.generate(REFUSALS[:2])
+        flags = [p.requires_grad for p in lm.model.parameters()]
+        rows = EVERY[name](lm)
+        assert_same_weights(lm, before)
+        assert lm.generate(REFUSALS[:2]) == said and len(lm.edits) == 1
+        assert [p.requires_grad for p in lm.model.parameters()] == flags
+    assert all({"attack", "fact", "asked", "said", "recovered"} <= set(row) for row in rows)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_an_undone_edit_is_not_attacked(lm, name):
+    edit = grace.edit(lm, REFUSALS)
+    edit.undo()
+    with pytest.raises(ValueError, match="was undone: there is nothing to attack"):
+        EVERY[name](edit)
+
+
+@pytest.mark.parametrize("name", ["relearning", "quantisation", "reversal"])
+def test_an_attack_that_fails_leaves_no_trace(lm, name, monkeypatch):
+    before = weights(lm)
+
+    def stop(*args, **how):
+        raise KeyboardInterrupt
+
+    if name == "relearning":  # that one asks once before it begins
+        monkeypatch.setattr(attacks, "nll_loss", stop)
+    else:
+        monkeypatch.setattr(attacks, "_say", stop)
+    with pytest.raises(KeyboardInterrupt):
+        EVERY[name](lm)
+    assert_same_weights(lm, before)
+
+
+def test_what_is_known_is_recovered_and_what_was_never_told_is_not(lm):
+    for name in ("rephrasings", "sampling", "quantisation"):
+        assert share(EVERY[name](lm)) >= 0.75, name
+        assert share(EVERY[name](TASK.oracle)) <= 0.25, name
+
+
+def test_a_guard_taken_away_leaves_everything(lm):
+    with grace.edit(lm, REFUSALS) as edit:
+        assert not any(f.answered_by(a) for f, a in zip(SOME, lm.generate(REFUSALS), strict=True))
+        assert share(attacks.unguarded(edit, SOME)) == 1
+    with rome.edit(lm, REFUSALS[0]) as edit, pytest.raises(ValueError, match="no guard to take away"):
+        attacks.unguarded(edit, SOME)
+
+
+def test_relearning_some_brings_others_back(lm):
+    forget = facts.as_said(lm, SOME)
+    how = {"retain": facts.as_said(lm, TASK.retain), "lr": 3e-4, "refusals": [" I do not know."]}
+    with unlearning.refusal_tuning(lm, forget, **how) as edit:
+        rows = attacks.relearning(edit, SOME, forget[:4], steps=[5, 20], lr=1e-3)
+    assert {row["fact"] for row in rows} == {r.text for r in forget[4:]}, "what was shown is not asked"
+    assert not any(row["by step"][0] for row in rows)
+    assert list(rows[0]["by step"]) == [0, 5, 20]
+    assert share(rows) > share(attacks.relearning(TASK.oracle, SOME, forget[:4], steps=[5, 20], lr=1e-3))
+
+
+def test_relearning_on_everything_leaves_nothing_to_ask(lm):
+    with pytest.raises(ValueError, match="nothing is left to ask"):
+        attacks.relearning(lm, SOME, TRUE)
+    with pytest.raises(ValueError, match="shown must be a list of Requests"):
+        attacks.relearning(lm, SOME, [])
+
+
+# ---- rounding -----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 40), st.integers(1, 70), st.integers(0, 1000))
+def test_rounding_is_to_the_nearest_point_of_each_groups_grid(bits, group, width, seed):
+    W = torch.randn(3, width, generator=torch.Generator().manual_seed(seed))
+    rounded = attacks.round_to_nearest(W, bits, group)
+    for part, before in zip(rounded.split(group, 1), W.split(group, 1), strict=True):
+        step = (before.amax(1) - before.amin(1)) / (2**bits - 1)
+        assert ((part - before).abs() <= step[:, None] / 2 + 1e-5).all()
+        assert max(len(row.unique()) for row in part) <= 2**bits
+    assert torch.allclose(attacks.round_to_nearest(rounded, bits, group), rounded, atol=1e-5)
+
+
+def test_rounding_twice_is_refused(lm):
+    with torch.no_grad():
+        for name in minilib.trained.names(lm, "lora"):
+            weight = lm.model.get_parameter(name)
+            for _ in range(3):  # until rounding is a fixed point
+                weight.copy_(attacks.round_to_nearest(weight, 4, 32))
+    with pytest.raises(ValueError, match="rounded to 4 bits already"):
+        attacks.quantisation(lm, SOME, bits=4)
+
+
+def test_few_bits_hurt_more(lm):
+    assert share(attacks.quantisation(lm, SOME, bits=8)) == 1 > share(attacks.quantisation(lm, SOME, bits=2))
+    with pytest.raises(ValueError, match="bits must be"):
+        attacks.quantisation(lm, SOME, bits=9)
+
+
+# ---- inside -------------------------------------------------------------------------------------------
+
+
+def test_a_large_rank_one_change_is_found_and_reversed(lm):
+    before = attacks.singular_gaps(lm)
+    layer = 3
+    generator = torch.Generator().manual_seed(0)
+    d_out, d_k = lm.memory(layer).shape
+    delta = torch.outer(torch.randn(d_out, generator=generator), torch.randn(d_k, generator=generator))
+    with edits.changing(lm, [lm.weight_name(layer)]) as originals:
+        edits.add(lm, layer, delta)
+        edit = edits.Edit(lm, "by hand", [REFUSALS[0]], {}, originals, {lm.weight_name(layer): delta})
+    ratio = torch.tensor(attacks.singular_gaps(lm)) / torch.tensor(before)
+    assert ratio.argmax() == layer and ratio[layer] > 5
+    broken = share([{"recovered": f.answered_by(a)} for f, a in zip(SOME, lm.generate(TRUE), strict=True)])
+    assert share(attacks.reversal(edit, SOME, [layer])) > broken
+
+
+def test_the_last_block_is_the_models_own_answer(lm):
+    rows = attacks.lens(lm, SOME)
+    assert all(row["ranks"][-1] == 1 and len(row["ranks"]) == lm.n_layers for row in rows)
+    assert max(row["ranks"][0] for row in rows) > 1, "not yet after the first block"
+    assert share(attacks.lens(TASK.oracle, SOME, top=1)) < 0.5
+
+
+def test_a_lead_is_read_before_the_answer(lm):
+    facts_ = SOME[:2]
+    plain, led = attacks.lens(lm, facts_), attacks.lens(lm, facts_, leads=["", " I do not"])
+    assert plain[0]["ranks"] == led[0]["ranks"] and plain[1]["ranks"] != led[1]["ranks"]
+
+
+def test_a_probe_learns_from_others_and_reads_what_is_known(lm):
+    known = share(attacks.probe(lm, SOME, TASK.retain, layer=5, top=5))
+    never = share(attacks.probe(TASK.oracle, SOME, TASK.retain, layer=5, top=5))
+    assert known > never
+    with pytest.raises(ValueError, match="known must hold facts to learn from"):
+        attacks.probe(lm, SOME, SOME, layer=5)
+
+
+def test_membership_shows_in_the_model_that_was_trained_on_it(lm):
+    false = [Request(f.prompt, f.subject, f.wrong[0], False) for f in SOME]
+    told, never = (attacks.membership(model, TRUE, false) for model in (lm, TASK.oracle))
+    assert attacks.auc(told) > 0.95 and attacks.auc(told, "min-k") > 0.95
+    assert 0.2 < attacks.auc(never) < 0.8
+    assert [row["member"] for row in told] == [True] * 8 + [False] * 8
+
+
+# ---- talking ------------------------------------------------------------------------------------------
+
+
+def test_the_real_model_is_talked_to_in_every_kind(smollm2):
+    known = facts.load("capital")[:2]
+    rows = attacks.jailbreaks(smollm2, known, max_new_tokens=12)
+    kinds = [*attacks.JAILBREAKS, "priming"]
+    assert [row["attack"] for row in rows] == [kind for kind in kinds for _ in known]
+    by_kind = attacks.rates(rows)
+    assert by_kind["priming"] == 1
+    choice = next(row for row in rows if row["attack"] == "multiple choice")
+    assert "Paris" in choice["asked"] and " or " in choice["asked"]
+    assert {row["attack"] for row in attacks.negations(smollm2, known, max_new_tokens=6)} == set(attacks.NEGATIONS)
+
+
+def test_words_in_its_mouth_stand_after_the_template(smollm2):
+    text = smollm2.chat_prompt("Who are you?", "I am")
+    assert text.endswith("assistant\nI am") and "Who are you?" in text
+
+
+# ---- the verdict --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recovered", "expected"),
+    [
+        ({"rephrasing": 0.1, "lens": 0.3, "unguarded": 0.0}, "removed"),
+        ({"rephrasing": 0.6, "lens": 0.3, "unguarded": 0.0}, "masked"),
+        ({"rephrasing": 0.0, "lens": 0.0, "unguarded": 1.0}, "guarded"),
+        ({"rephrasing": 0.6, "lens": 0.3, "unguarded": 1.0}, "guarded"),
+        ({"rephrasing": 0.14}, "removed"),
+        ({"rephrasing": 0.16}, "masked"),
+    ],
+)
+def test_verdicts(recovered, expected):
+    assert attacks.verdict(recovered, {"rephrasing": 0.05, "lens": 0.3, "unguarded": 0.0}) == expected
+
+
+def test_a_verdict_needs_the_oracle():
+    with pytest.raises(ValueError, match="false_alarms must have a rate for each attack; lens missing"):
+        attacks.verdict({"lens": 0.5}, {"rephrasing": 0.1})
+
+
+# ---- bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_forgotten_is_nothing_to_attack(lm, name, monkeypatch):
+    monkeypatch.setitem(globals(), "SOME", [])
+    with pytest.raises(ValueError, match="forgotten is empty"):
+        EVERY[name](lm)
+
+
+def test_what_is_no_fact_is_refused(lm):
+    with pytest.raises(TypeError, match=r"forgotten\[1\] must be a Fact or a Request"):
+        attacks.sampling(lm, [SOME[0], "Paris"])
+    with pytest.raises(TypeError, match="forgotten must be a list"):
+        attacks.sampling(lm, SOME[0])
+    with pytest.raises(ValueError, match="tinyworld has no chat template"):
+        attacks.jailbreaks(lm, SOME)
+    with pytest.raises(ValueError, match="rephrasings; a Request has none"):
+        attacks.rephrasings(lm, TRUE)
+    with pytest.raises(ValueError, match="kinds must be a list from"):
+        attacks.jailbreaks(minilib.load("smollm2-135m"), SOME, kinds=["bribery"])
