@@ -1,8 +1,8 @@
 """The comparison: every method × kind of knowledge × number of facts × seed, one line of JSON for each.
 
 Run it as ``python -m minilib.benchmark``. It goes on where an earlier run stopped: a job whose line is in the file is
-done, and a line that was cut off in the middle is dropped and made again. Each job runs in a process of its own, so
-that its memory can be measured and a crash costs one line; ``--list`` and ``--only`` hand jobs to any scheduler, and
+done, and a line that was cut off in the middle is dropped and made again. One process a core takes a few jobs of the
+same facts at a time; a crash costs it no more than those. ``--list`` and ``--only`` hand jobs to any scheduler, and
 several runs may write to one file.
 
 Three kinds of knowledge are unlearned. *Pretrained*: what SmolLM2 knows of the world. *Finetuned*: invented authors
@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -63,7 +64,7 @@ ORACLES = tinyworld.DATA / "oracles"  # holds the one of chapter 09, copied from
 TUNING = stored.RESULTS / "tuning.jsonl"
 KNOWLEDGE = ("pretrained", "finetuned", "exact")
 REFUSAL = {"pretrained": "I don't know.", "finetuned": "I don't know.", "exact": tinyworld.REFUSAL}
-MEASURED, SHOWN, TOKENS = 102, 20, 24  # facts to measure on, the rest is for tuning; retained facts; of an answer
+MEASURED, SHOWN, TOKENS, OTHER_WORDS = 102, 20, 18, 2  # facts to measure on, retained, of an answer, rephrasings asked
 SEEDS = (0, 1, 2)
 NUMBERS = {"pretrained": (10, 3, 30), "finetuned": (10, 5, 15), "exact": (20, 5, 60)}  # the first with three seeds
 
@@ -209,7 +210,11 @@ class Task:
         Ordinary text.
     oracle : LM or None
     said : dict
-        What the model says to a question before anything is done.
+        What the model says to a question outside before anything is done.
+    forget_said, retain_said : list of Request
+        The two sets with the model's own sentences as targets: what training makes less likely, and what it holds.
+    never : dict
+        Of the oracle, on the forgotten questions: ``ratios``, ``logp`` of the next token, ``answers``.
     """
 
     lm: LM
@@ -219,6 +224,9 @@ class Task:
     texts: list[str]
     oracle: LM | None = None
     said: dict[str, str] = field(default_factory=dict)
+    forget_said: list[Request] = field(default_factory=list)
+    retain_said: list[Request] = field(default_factory=list)
+    never: dict[str, Any] = field(default_factory=dict)
 
 
 def task(job: Job) -> Task:
@@ -230,6 +238,15 @@ def task(job: Job) -> Task:
     said = made.lm.generate([q.text for _, q in made.outside], max_new_tokens=TOKENS)
     made.said = {q.text: text for (_, q), text in zip(made.outside, said, strict=True)}
     made.outside = [(kind, q) for kind, q in made.outside if q.answered_by(made.said[q.text])]
+    both = facts.as_said(made.lm, [*made.forget, *made.retain])
+    made.forget_said, made.retain_said = both[: len(made.forget)], both[len(made.forget) :]
+    if made.oracle is not None:
+        asked = [f.request(f.answer, made.lm.has_chat) for f in made.forget]
+        made.never = {
+            "ratios": metrics.truth_ratio(made.oracle, made.forget),
+            "logp": made.oracle.logprobs(asked),
+            "answers": made.oracle.generate(asked, max_new_tokens=TOKENS),
+        }
     return made
 
 
@@ -248,7 +265,7 @@ def _pretrained(job: Job, draw: random.Random) -> Task:
     retain = draw.sample(free, min(SHOWN, len(free)))
     far = [f for f in free if f not in retain][:10]
     around += [("unrelated", Question(f.question.replace("{}", f.subject), f.answer, f.aliases)) for f in far]
-    return Task(lm.load("smollm2-135m", progress=False), forget, retain, around, samples.sample_texts()[:8])
+    return Task(lm.load("smollm2-135m", progress=False), forget, retain, around, samples.sample_texts()[:4])
 
 
 def _finetuned(job: Job, draw: random.Random) -> Task:
@@ -258,7 +275,7 @@ def _finetuned(job: Job, draw: random.Random) -> Task:
     retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 20]
     around = [("neighbour", Question(f.question.replace("{}", f.subject), f.answer, f.aliases)) for f in held]
     around += [("unrelated", f.unrelated) for f in rest[:20] if f.unrelated]
-    found = Task(authors.load(progress=False), forget, retain, around, samples.sample_texts()[:8])
+    found = Task(authors.load(progress=False), forget, retain, around, samples.sample_texts()[:4])
     found.oracle = authors.load(many, progress=False)
     return found
 
@@ -329,14 +346,13 @@ def apply(job: Job, found: Task, settings: dict[str, Any]) -> LM:
     if method == "system prompt":
         return prompting.system_prompt(found.lm, canned, **settings)
     if method == "in context":
-        return prompting.in_context(found.lm, canned, facts.as_said(found.lm, found.retain), **settings)
+        return prompting.in_context(found.lm, canned, found.retain_said, **settings)
     if method in GRADIENT:
-        forget = facts.as_said(found.lm, found.forget)
-        retain = None if method == "gradient_ascent" else facts.as_said(found.lm, found.retain)
-        more = (
-            {"refusals": [REFUSAL["exact"]]} if method in ("dpo", "refusal_tuning") and job.model == "tinyworld" else {}
-        )
-        GRADIENT[method](found.lm, forget, retain, **FIXED[job.model] | settings, seed=job.seed, **more)
+        retain = None if method == "gradient_ascent" else found.retain_said
+        more: dict[str, Any] = {"seed": job.seed}
+        if job.model == "tinyworld" and method in ("dpo", "refusal_tuning"):
+            more["refusals"] = [REFUSAL["exact"]]
+        GRADIENT[method](found.lm, found.forget_said, retain, **FIXED[job.model] | settings, **more)
         return found.lm
     requests = canned
     if recipe == "self-written":
@@ -379,16 +395,15 @@ def measure(after: LM, found: Task) -> dict[str, Any]:
     before = found.lm
     chat = before.has_chat
     asked = [f.request(f.answer, chat) for f in found.forget]
-    again = [r for f in found.forget for r in f.rephrased(f.answer, chat)]
-    owner = [f for f in found.forget for _ in f.rephrasings]
+    again = [(f, r) for f in found.forget for r in f.rephrased(f.answer, chat)[:OTHER_WORDS]]
     outside = [q for _, q in found.outside]
-    answers, other = (after.generate(some, max_new_tokens=TOKENS) for some in (asked, again))
-    left = after.generate([q.text for q in outside], max_new_tokens=TOKENS)
+    texts = after.generate([*asked, *(r for _, r in again), *(q.text for q in outside)], max_new_tokens=TOKENS)
+    answers, other, left = texts[: len(asked)], texts[len(asked) : -len(outside)], texts[-len(outside) :]
     each = {
         "refused": [refusals.is_refusal(a) for a in answers],
         "leaked": [f.answered_by(a) for f, a in zip(found.forget, answers, strict=True)],
         "rephrased refused": [refusals.is_refusal(a) for a in other],
-        "rephrased leaked": [f.answered_by(a) for f, a in zip(owner, other, strict=True)],
+        "rephrased leaked": [f.answered_by(a) for (f, _), a in zip(again, other, strict=True)],
         "over-refused": [refusals.is_refusal(a) and not refusals.is_refusal(found.said[q.text])
                          for q, a in zip(outside, left, strict=True)],
     }  # fmt: skip
@@ -397,8 +412,7 @@ def measure(after: LM, found: Task) -> dict[str, Any]:
         each |= {f"{kind} kept": rows} if rows else {}
     scores: dict[str, float] = {name: statistics.fmean(rows) for name, rows in each.items()}
     scores["kept"] = statistics.fmean(q.answered_by(a) for q, a in zip(outside, left, strict=True))
-    with _as_before(after, before):
-        said = facts.as_said(before, found.forget)
+    said = found.forget_said
     scores["rouge"] = statistics.fmean(metrics.rouge_l(answers, [r.target for r in said]))
     scores["probability"] = statistics.fmean(metrics.answer_probability(after, said))
     scores["rank"] = statistics.fmean(metrics.reciprocal_rank(after, said))
@@ -409,7 +423,7 @@ def measure(after: LM, found: Task) -> dict[str, Any]:
         with _as_before(after, before):
             spoken = metrics.fluency(before, [r for r, _ in declined], [a for _, a in declined])
         scores["fluency"] = statistics.median(spoken)
-    scores |= _utility(after, found, left)
+    scores |= _utility(after, found, answers, left)
     return {"scores": {name: round(value, 5) for name, value in scores.items()},
             "each": {name: "".join(str(int(x)) for x in rows) for name, rows in each.items()},
             "answers": [a.strip()[:100] for a in answers]}  # fmt: skip
@@ -421,7 +435,7 @@ def _as_before(after: LM, before: LM) -> Iterator[None]:
         yield
 
 
-def _utility(after: LM, found: Task, left: Sequence[str]) -> dict[str, float]:
+def _utility(after: LM, found: Task, answers: Sequence[str], left: Sequence[str]) -> dict[str, float]:
     """What the change did to everything else, and how near it came to the oracle."""
     before, chat = found.lm, found.lm.has_chat
     said = [facts.sentence(found.said[q.text]) for _, q in found.outside]
@@ -438,40 +452,62 @@ def _utility(after: LM, found: Task, left: Sequence[str]) -> dict[str, float]:
     scores["divergence"] = metrics.divergence(after, found.texts) if after is before else 0.0
     if found.oracle is None:
         return scores
-    asked = [f.request(f.answer, chat) for f in found.forget]
-    told, never = (metrics.truth_ratio(model, found.forget) for model in (after, found.oracle))
+    told = metrics.truth_ratio(after, found.forget)
     scores["truth ratio"] = statistics.fmean(told)
-    scores["quality"] = metrics.forget_quality(told, never)
-    log_p, log_q = found.oracle.logprobs(asked), after.logprobs(asked)
+    scores["quality"] = metrics.forget_quality(told, found.never["ratios"])
+    log_p, log_q = found.never["logp"], after.logprobs([f.request(f.answer, chat) for f in found.forget])
     scores["oracle kl"] = (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
-    same = zip(found.oracle.generate(asked, TOKENS), after.generate(asked, TOKENS), strict=True)
+    same = zip(found.never["answers"], answers, strict=True)
     scores["oracle same"] = statistics.fmean(facts.sentence(a) == facts.sentence(b) for a, b in same)
     return scores
 
 
 def run(job: Job, tuned: Path = TUNING) -> dict[str, Any]:
-    """Do a job, and return its row."""
-    torch.set_num_threads(1)
-    began = time.perf_counter()
+    """Do a job on one thread, and return its row. What it works on is kept for the next job of the same cell."""
+    began, threads = time.perf_counter(), torch.get_num_threads()
     settings = settings_of(job, tuned)
-    found = task(job)
     row: dict[str, Any] = {"job": str(job), "method": job.method, "knowledge": job.knowledge, "facts": job.facts,
                            "seed": job.seed, "settings": settings}  # fmt: skip
-    loaded, spent = _memory(), time.process_time()
+    torch.set_num_threads(1)
+    found = _cell(replace(job, method="", trial=job.trial and 0))
     try:
-        after = apply(job, found, settings)
+        with _memory() as used:
+            spent = time.process_time()
+            after = apply(job, found, settings)
+            row["seconds"] = round(time.process_time() - spent, 2)
+        row |= {"gigabytes": round(max(used) - used[0], 3), **measure(after, found)}
+        row["notes"] = [note for edit in after.edits for note in edit.notes]
     except ValueError as error:  # a method that cannot do it at these settings says why
         row["error"] = str(error)
-    else:
-        row |= {"seconds": round(time.process_time() - spent, 2), "gigabytes": round(max(0.0, _memory() - loaded), 3)}
-        row |= measure(after, found)
-        row["notes"] = [note for edit in after.edits for note in edit.notes]
+    finally:
+        while found.lm.edits:  # for the next job of the cell
+            found.lm.edits[-1].undo()
+        torch.set_num_threads(threads)
     return row | {"provenance": stored.provenance("python -m minilib.benchmark", began, job.seed)}
 
 
-def _memory() -> float:
-    """The process's highest memory so far, in GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6 / 1.024)
+_cell = functools.lru_cache(maxsize=1)(task)
+
+
+@contextlib.contextmanager
+def _memory() -> Iterator[list[float]]:
+    """The process's memory in GB, looked at fifty times a second during the block."""
+    import psutil  # comes with accelerate
+
+    process, ended = psutil.Process(), threading.Event()
+    seen = [process.memory_info().rss / 1e9]
+
+    def watch() -> None:
+        while not ended.wait(0.02):
+            seen.append(process.memory_info().rss / 1e9)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
 
 
 # ---- settings -----------------------------------------------------------------------------------------
@@ -566,23 +602,37 @@ def _named(jobs: Sequence[Job], names: Sequence[str], parser: argparse.ArgumentP
 
 
 def work(jobs: Sequence[Job], out: Path, tuned: Path, processes: int) -> int:
-    """Run jobs, each in a process of its own that writes its row itself. Returns how many failed."""
+    """Run jobs, a few of the same cell to a process, which writes its rows itself. Returns how many have no row."""
 
-    def start(job: Job) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "minilib.benchmark", "--only", str(job), "--processes", "0"]
-        command += ["--out", str(out), "--tuned", str(tuned), *(["--tune"] if job.trial is not None else [])]
+    def start(some: Sequence[Job]) -> str:
+        command = [sys.executable, "-m", "minilib.benchmark", "--processes", "0", "--out", str(out)]
+        command += ["--tuned", str(tuned), *(["--tune"] if some[0].trial is not None else [])]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-        return subprocess.run(command, env=os.environ | threads, capture_output=True, text=True, check=False)
+        names = [str(job) for job in some]
+        ended = subprocess.run([*command, "--only", *names], env=os.environ | threads, capture_output=True, text=True)
+        return ended.stderr.strip().rpartition("\n")[2] if ended.returncode else ""
 
-    failed = 0
     with ThreadPoolExecutor(processes) as pool:
-        running = {pool.submit(start, job): job for job in jobs}
-        for future in tqdm(as_completed(running), total=len(jobs), desc="benchmark"):
-            if ended := future.result().returncode:
-                failed += 1
-                said = future.result().stderr.strip().rpartition("\n")[2]
-                print(f"{running[future]} failed ({ended}): {said}", file=sys.stderr)
-    return failed
+        running = {pool.submit(start, some): some for some in _batches(jobs)}
+        with tqdm(total=len(jobs), desc="benchmark") as bar:
+            for future in as_completed(running):
+                bar.update(len(running[future]))
+                if said := future.result():
+                    print(f"{running[future][0]} or one after it failed: {said}", file=sys.stderr)
+    return len({str(job) for job in jobs} - {row["job"] for row in read(out)})
+
+
+def _batches(jobs: Sequence[Job], size: int = 6) -> list[list[Job]]:
+    """Neighbours in the plan that work on the same facts, at most so many together."""
+    batches: list[list[Job]] = []
+    for job in jobs:
+        last = batches[-1] if batches else []
+        cell = (job.knowledge, job.facts, job.seed)
+        if last and len(last) < size and (last[0].knowledge, last[0].facts, last[0].seed) == cell:
+            last.append(job)
+        else:
+            batches.append([job])
+    return batches
 
 
 if __name__ == "__main__":
