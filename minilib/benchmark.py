@@ -200,9 +200,9 @@ class Task:
     Attributes
     ----------
     lm : LM
-    forget : list of Fact
-    retain : list of Fact
-        Shown to the method as what is to stay.
+    forget : list
+    retain : list
+        Facts; the second set is shown to the method as what is to stay.
     outside : list of (kind, Question)
         Answered rightly before, shown to no method: what is asked to see what broke. The kinds are "neighbour"
         (another subject, the same question), "subject" (something else about the same subject) and "unrelated".
