@@ -66,7 +66,7 @@ KNOWLEDGE = ("pretrained", "finetuned", "exact")
 REFUSAL = {"pretrained": "I don't know.", "finetuned": "I don't know.", "exact": tinyworld.REFUSAL}
 MEASURED, SHOWN, TOKENS, OTHER_WORDS = 102, 20, 18, 2  # facts to measure on, retained, of an answer, rephrasings asked
 SEEDS = (0, 1, 2)
-NUMBERS = {"pretrained": (10, 3, 30), "finetuned": (10, 5, 15), "exact": (20, 5, 60)}  # the first with three seeds
+NUMBERS = {"pretrained": (5, 2, 15), "finetuned": (5, 10, 15), "exact": (20, 5, 60)}  # the first with three seeds
 
 EDITORS: dict[str, Callable[..., Edit]] = {
     "rome": rome.edit, "memit": memit.edit, "alphaedit": alphaedit.edit, "grace": grace.edit, "wise": wise.edit,
@@ -162,7 +162,7 @@ def plan(quick: bool = False, tune: bool = False) -> list[Job]:
     if tune:
         return [
             Job(method, knowledge, n, 0, trial)
-            for knowledge, n in (("exact", 20), ("pretrained", 10))
+            for knowledge, n in (("exact", 20), ("pretrained", 5))
             for method in (*EDITORS, *MERGED, *GRADIENT, *PROMPTS)
             if applies(method, knowledge)
             for trial in range(len(TRIALS[Job(method, knowledge, n, 0).model][method]))
@@ -263,7 +263,7 @@ def _pretrained(job: Job, draw: random.Random) -> Task:
     asked = {q.text for _, q in around}
     free = [f for f in known if f not in forget and f.question.replace("{}", f.subject) not in asked]
     retain = draw.sample(free, min(SHOWN, len(free)))
-    far = [f for f in free if f not in retain][:10]
+    far = [f for f in free if f not in retain][:6]
     around += [("unrelated", Question(f.question.replace("{}", f.subject), f.answer, f.aliases)) for f in far]
     return Task(lm.load("smollm2-135m", progress=False), forget, retain, around, samples.sample_texts()[:4])
 
@@ -272,9 +272,9 @@ def _finetuned(job: Job, draw: random.Random) -> Task:
     many = job.facts // len(authors.FORMS)
     forget, rest = authors.split(many)
     rest = draw.sample(rest, len(rest))
-    retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 20]
+    retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 10]
     around = [("neighbour", Question(f.question.replace("{}", f.subject), f.answer, f.aliases)) for f in held]
-    around += [("unrelated", f.unrelated) for f in rest[:20] if f.unrelated]
+    around += [("unrelated", f.unrelated) for f in rest[:8] if f.unrelated]
     found = Task(authors.load(progress=False), forget, retain, around, samples.sample_texts()[:4])
     found.oracle = authors.load(many, progress=False)
     return found
