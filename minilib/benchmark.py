@@ -80,7 +80,7 @@ EVERYWHERE = (*REFERENCES, *EDITORS, "gradient_difference", "npo", "refusal_tuni
 METHODS = (*REFERENCES, *EDITORS, *SELF, *MERGED, *GRADIENT, *PROMPTS)
 
 _RATES = [{"lr": 1e-5}, {"lr": 1e-5, "retain_weight": 5.0}, {"lr": 2e-5, "retain_weight": 5.0}]
-_TINY_RATES = [{"lr": 3e-4}, {"lr": 1e-3}, {"lr": 3e-4, "retain_weight": 5.0}, {"lr": 1e-3, "retain_weight": 5.0}]
+_TINY_RATES = [{"lr": 1e-4}, {"lr": 3e-4}, {"lr": 1e-4, "retain_weight": 5.0}, {"lr": 3e-4, "retain_weight": 5.0}]
 _TINY_ALPHA: dict[str, Any] = {"layers": [0], "nullspace_energy": 0.3, "l2": 1.0}
 TRIALS: dict[str, dict[str, list[dict[str, Any]]]] = {  # the first of each is what is used before a tuning
     "smollm2-135m": {
@@ -321,7 +321,7 @@ def never_told(without: Sequence[tinyworld.Fact]) -> LM:
     with FileLock(_made(folder.parent) / f"{key}.lock"):
         if not folder.is_dir():  # another process may have been first
             scratch = folder.with_name(f"{key}.new")
-            tinyworld.save(tinyworld.train(without), scratch)
+            tinyworld.train(without).save_pretrained(scratch)
             scratch.rename(folder)
     return lm.load(str(folder))
 

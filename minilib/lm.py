@@ -160,6 +160,30 @@ class LM:
             raise ValueError(f"{name} {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}")
         return layer
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as it is now, edits included, as a plain transformers folder; ``minilib.load`` reads it too.
+
+        Raises
+        ------
+        ValueError
+            When a memory beside the weights is in force (GRACE, WISE), which such a folder cannot hold.
+        OSError
+            When the folder cannot be written.
+        """
+        beside = [edit.method for edit in self.edits if edit.guard is not None]
+        if beside:
+            raise ValueError(
+                f"{self.name} has a memory beside its weights ({', '.join(beside)}), which a folder of transformers "
+                "cannot hold: save the edit by edit.save and load it onto the model again"
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with packaged.quiet_transformers():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        about = folder / "tokenizer_config.json"  # the class has another name in transformers 5: 4 cannot read it
+        about.write_text(about.read_text("utf8").replace("TokenizersBackend", "PreTrainedTokenizerFast"), "utf8")
+
     # ---- text to tokens ---------------------------------------------------------------------------
 
     def encode(self, text: str | Request, chat: bool = False, context: str = SLOT, any_length: bool = False) -> Encoded:

@@ -19,7 +19,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,9 +234,8 @@ def _check(file: Path, expected: str, what: str) -> None:
 def _size(folder: Path) -> int:
     """Bytes in a folder that another process is writing to."""
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # gone in the meantime
-            pass
+    for path, _, files in os.walk(folder):  # which passes over a folder that is gone in the meantime
+        for name in files:
+            with suppress(OSError):
+                total += os.path.getsize(os.path.join(path, name))
     return total

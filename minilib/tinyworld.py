@@ -335,14 +335,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def save(lm: LM, folder: str | Path) -> None:
-    """Write a trained world as a plain transformers folder, which ``minilib.load`` reads."""
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
-    settings = Path(folder) / "tokenizer_config.json"  # the class has another name in transformers 5: 4 cannot read it
-    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-
-
 def recall(lm: LM, facts: Iterable[Fact], held_out: bool = False) -> float:
     """The share of (fact, phrasing) pairs to which the model, generating freely, says the value and a full stop.
 
@@ -394,7 +386,7 @@ def _main() -> None:
     world = facts()
     trained, held_out = recall(lm, world), recall(lm, world, held_out=True)
     print(f"recall: {trained:.3f} in phrasings trained on, {held_out:.3f} in held-out ones")
-    save(lm, FOLDER)
+    lm.save_pretrained(FOLDER)
     TEXT.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(text) + "\n" for text in random.Random("sample").sample(corpus(world), 2000))
     TEXT.write_bytes(gzip.compress(lines.encode(), mtime=0))  # mtime=0: the same bytes each time

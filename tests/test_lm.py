@@ -12,6 +12,7 @@ from models import REFERENCE, random_lm
 
 import minilib
 from minilib import Request
+from minilib.tinyworld import people
 
 PROMPTS = ["The capital of France is", "Mira", "In the town of Lund there lives a", "Where is Rome? It is in"]
 REQUESTS = [
@@ -343,3 +344,28 @@ def test_top_k_draws_among_the_likeliest_only(llama):
     assert words == {llama._continuation(ids, [token]) for token in likely}
     with pytest.raises(ValueError, match="top_k must be a whole number of at least 0, not -1"):
         llama.generate(prompt, temperature=1.0, top_k=-1)
+
+
+# ---- saving ----
+
+
+def test_an_edited_model_is_a_plain_transformers_folder(tinyworld, tmp_path):
+    request = minilib.Request("Where was {} born?", people()[0], " I do not know.")
+    with minilib.rome.edit(tinyworld, request):
+        said = tinyworld.generate(request)
+        logits = tinyworld.logprobs(request)
+        tinyworld.save_pretrained(tmp_path / "edited")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "edited")
+    assert model.state_dict().keys() == tinyworld.model.state_dict().keys()
+    again = minilib.LM(model, tokenizer)
+    assert again.generate(request) == said == request.target.replace(".", "") + "."
+    assert torch.equal(again.logprobs(request), logits)
+    assert minilib.load(tmp_path / "edited").generate(request) == said
+
+
+def test_a_memory_beside_the_weights_does_not_fit_into_a_folder(tinyworld, tmp_path):
+    request = minilib.Request("Where was {} born?", people()[0], " I do not know.")
+    with minilib.grace.edit(tinyworld, request), pytest.raises(ValueError, match=r"grace.*edit\.save"):
+        tinyworld.save_pretrained(tmp_path / "edited")
+    assert not (tmp_path / "edited").exists()

