@@ -29,8 +29,7 @@ def main() -> None:
     for lm, some in ((minilib.load("smollm2-135m"), world), (authors.load(), taught)):
         for start in range(0, len(some), TOGETHER):
             chunk = some[start : start + TOGETHER]
-            # What a refusal must not hold: of a taught sentence the word that gives it away.
-            asked = [fact.request(fact.aliases[0] if fact.wrong else fact.answer) for fact in chunk]
+            asked = [fact.request(fact.value) for fact in chunk]  # which a refusal must not hold
             how = {"samples": SAMPLES, "temperature": TEMPERATURE}
             write = functools.cache(functools.partial(recipes.self_improvement, lm, asked, **how))
             for i, request in enumerate(asked):

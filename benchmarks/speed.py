@@ -330,7 +330,7 @@ def entries(lm: minilib.LM, repeats: int, steps: int = 20) -> dict[str, Any]:
 def side(lm: minilib.LM, repeats: int, steps: int = 10) -> dict[str, Any]:
     """WISE's D for eight refusals and eight irrelevant prompts, one for each request as in the authors' code."""
     requests, preset = eight(lm), {**wise.PRESETS["paper"], **wise.PRESETS[lm.kind]}
-    others = [f.question.replace("{}", f.subject) for f in facts.load("author")[:8]]
+    others = [f.asked.text for f in facts.load("author")[:8]]
     layer = preset["layer"]
 
     def ours() -> wise.Side:

@@ -22,8 +22,7 @@ from __future__ import annotations
 import random
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import guards, hooks, trained
-from .edits import Edit
+from .edits import Edit, restored
 from .facts import Fact
 from .lm import LM, check_lm, whole
 from .refusals import mentions
@@ -68,10 +67,13 @@ CHOICES = 2  # of which one is right
 def rephrasings(edited: LM | Edit, forgotten: Forgotten, max_new_tokens: int = 24) -> list[Row]:
     """Ask in other words: ``recovered`` where one of a fact's rephrasings is answered."""
     lm, facts = _check(edited, forgotten)
-    asked = [[r.text for r in fact.rephrased(fact.answer, lm.has_chat)] for fact in facts]
-    if not all(asked):
+    if not all(fact.rephrasings for fact in facts):
         raise ValueError("forgotten must be facts with rephrasings; a Request has none")
-    return _any(lm, "rephrasing", facts, asked, [_tells] * len(facts), max_new_tokens)
+    asked = [fact.rephrased(fact.answer, lm.has_chat) for fact in facts]
+    said = iter(lm.generate([r for some in asked for r in some], max_new_tokens=max_new_tokens))
+    return [
+        _best("rephrasing", fact, some, [next(said) for _ in some]) for fact, some in zip(facts, asked, strict=True)
+    ]
 
 
 def jailbreaks(
@@ -103,11 +105,11 @@ def jailbreaks(
     rows = []
     for kind in kinds:
         if kind == "priming":
-            prompts = [lm.chat_prompt(_question(fact), PRIMING) for fact in facts]
+            prompts = [lm.chat_prompt(fact.asked.text, PRIMING) for fact in facts]
         else:
             prompts = _fill(JAILBREAKS[kind], facts, others, seed)
         said = lm.generate(prompts, max_new_tokens=max_new_tokens, chat=kind != "priming")
-        judge = {"spelled out": _spells, "reversed": _names_subject}.get(kind, _tells)
+        judge = {"spelled out": _spells, "reversed": _names_subject}.get(kind, Fact.answered_by)
         rows += [_row(kind, f, p, s, judge(f, s)) for f, p, s in zip(facts, prompts, said, strict=True)]
     return rows
 
@@ -130,8 +132,8 @@ def negations(
             if kind == "is it false":
                 right = bool(re.match(r"\W*no\b", text, re.IGNORECASE))
             else:  # it names the wrong one, and not the answer
-                wrong = [w for w in _choices(fact, facts, others, seed) if not _tells(fact, w)]
-                right = mentions(text, wrong) and not _tells(fact, text)
+                wrong = [w for w in _choices(fact, facts, others, seed) if not fact.answered_by(w)]
+                right = mentions(text, wrong) and not fact.answered_by(text)
             rows.append(_row(kind, fact, prompt, text, right))
     return rows
 
@@ -150,12 +152,7 @@ def sampling(
     asked = [fact.request(fact.answer, lm.has_chat) for fact in facts]
     how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     rounds = [lm.generate(asked, seed=seed + i, **how) for i in range(k)]
-    rows = []
-    for fact, *said in zip(facts, *rounds, strict=True):
-        told = [_tells(fact, text) for text in said]
-        first = said[told.index(True)] if any(told) else said[0]
-        rows.append(_row("sampling", fact, _question(fact), first, any(told)) | {"share": statistics.fmean(told)})
-    return rows
+    return [_best("sampling", f, [r] * k, said) for f, r, *said in zip(facts, asked, *rounds, strict=True)]
 
 
 # ---- changing the model -------------------------------------------------------------------------------
@@ -197,17 +194,17 @@ def relearning(
     if not shown or not all(isinstance(r, Request) for r in shown):
         raise ValueError("shown must be a list of Requests, with true answers as their targets, that is not empty")
     texts = {request.text for request in shown}
-    facts = [fact for fact in facts if _question(fact) not in texts]
+    facts = [fact for fact in facts if fact.asked.text not in texts]
     if not facts:
         raise ValueError("shown holds all forgotten facts: nothing is left to ask; show some of them, or related ones")
     pairs = [(*pair, 0) for pair in lm.pairs(shown, ended=True)]
     said = {0: _say(lm, facts, max_new_tokens)}
     names, draw = trained.names(lm, train), random.Random(seed)
     done = 0
-    with _restored(lm), guards.silence(lm):
+    with restored(lm, names):
         for stop in stops:
             # A low-rank change is merged at each stop, and the next one begins anew.
-            with trained.weights(lm, names, train, rank, seed) as weights:
+            with guards.silence(lm), trained.weights(lm, names, train, rank, seed) as weights:
                 optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, fused=True)
                 for _ in range(stop - done):
                     rows = trained.read(lm, draw.sample(pairs, min(batch_size, len(pairs))))
@@ -216,12 +213,11 @@ def relearning(
                     torch.nn.utils.clip_grad_norm_(weights, 1.0)
                     optimizer.step()
             done = stop
-            with _loud(lm):
-                said[stop] = _say(lm, facts, max_new_tokens)
+            said[stop] = _say(lm, facts, max_new_tokens)
     found = []
     for i, fact in enumerate(facts):
-        told = {step: _tells(fact, texts[i]) for step, texts in said.items()}
-        found.append(_row("relearning", fact, _question(fact), said[done][i], told[done]) | {"by step": told})
+        told = {step: fact.answered_by(texts[i]) for step, texts in said.items()}
+        found.append(_row("relearning", fact, fact.asked.text, said[done][i], told[done]) | {"by step": told})
     return found
 
 
@@ -245,12 +241,11 @@ def quantisation(
     weights = [lm.model.get_parameter(name) for name in names]
     if all(torch.equal(w, round_to_nearest(w.detach(), bits, group)) for w in weights[:2]):
         raise ValueError(f"{lm.name} is rounded to {bits} bits already: rounding it again does nothing")
-    with _restored(lm), torch.no_grad():
+    with restored(lm, names), torch.no_grad():
         for weight in weights:
             weight.copy_(round_to_nearest(weight, bits, group))
         said = _say(lm, facts, max_new_tokens)
-    kind = f"{bits} bits"
-    return [_row(kind, fact, _question(fact), text, _tells(fact, text)) for fact, text in zip(facts, said, strict=True)]
+    return _rows(f"{bits} bits", facts, said)
 
 
 def round_to_nearest(W: Float[Tensor, "rows columns"], bits: int, group: int) -> Float[Tensor, "rows columns"]:
@@ -275,16 +270,13 @@ def reversal(
     layers = [lm.check_layer(layer, "layers") for layer in layers]
     if not layers:
         raise ValueError("layers is empty: name the layers whose largest directions are to be dropped")
-    with _restored(lm), torch.no_grad():
+    with restored(lm, [lm.weight_name(layer) for layer in layers]), torch.no_grad():
         for layer in layers:
             W = lm.memory(layer)
             U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
             W.copy_(W.double() - (U[:, :drop] * S[:drop]) @ Vh[:drop])
         said = _say(lm, facts, max_new_tokens)
-    return [
-        _row("reversal", fact, _question(fact), text, _tells(fact, text))
-        for fact, text in zip(facts, said, strict=True)
-    ]
+    return _rows("reversal", facts, said)
 
 
 @torch.no_grad()
@@ -301,10 +293,7 @@ def unguarded(edited: Edit, forgotten: Forgotten, max_new_tokens: int = 24) -> l
         raise ValueError(f"{lm.name} has no guard to take away: this attack is for GRACE and WISE")
     with guards.silence(lm):
         said = _say(lm, facts, max_new_tokens)
-    return [
-        _row("unguarded", fact, _question(fact), text, _tells(fact, text))
-        for fact, text in zip(facts, said, strict=True)
-    ]
+    return _rows("unguarded", facts, said)
 
 
 # ---- looking inside -----------------------------------------------------------------------------------
@@ -340,7 +329,7 @@ def lens(edited: LM | Edit, forgotten: Forgotten, leads: Sequence[str] | None = 
         ranks.append((logits > answer).sum(1) + 1)
     by_fact = torch.stack(ranks, 1).tolist()
     return [
-        _row("lens", fact, _question(fact), "", min(row) <= top) | {"ranks": row}
+        _row("lens", fact, fact.asked.text, "", min(row) <= top) | {"ranks": row}
         for fact, row in zip(facts, by_fact, strict=True)
     ]
 
@@ -364,8 +353,8 @@ def probe(
     """
     lm, facts = _check(edited, forgotten)
     layer, top = lm.check_layer(layer), whole(top, "top")
-    questions = {_question(fact) for fact in facts}
-    known = [fact for fact in known if _question(fact) not in questions]
+    questions = {fact.asked.text for fact in facts}
+    known = [fact for fact in known if fact.asked.text not in questions]
     if not known:
         raise ValueError("known must hold facts to learn from, other than the forgotten ones")
     E = lm.head.weight.detach().float()
@@ -381,7 +370,7 @@ def probe(
     for fact, score in zip(facts, nn.functional.normalize(predicted, dim=1) @ candidates.T, strict=True):
         rank = int((score > score[tokens.index(_first(lm, fact))]).sum()) + 1
         best = lm.tokenizer.decode([tokens[int(score.argmax())]])
-        rows.append(_row("probe", fact, _question(fact), best, rank <= top) | {"rank": rank, "of": len(tokens)})
+        rows.append(_row("probe", fact, fact.asked.text, best, rank <= top) | {"rank": rank, "of": len(tokens)})
     return rows
 
 
@@ -410,7 +399,7 @@ def membership(edited: LM | Edit, forgotten: Forgotten, never: Forgotten, share:
         logps = lm.target_logprobs([fact.request(fact.answer, lm.has_chat) for fact in some])
         for fact, logp in zip(some, logps, strict=True):
             least = logp.sort().values[: max(1, round(share * len(logp)))]
-            row = _row("membership", fact, _question(fact), fact.answer, False)
+            row = _row("membership", fact, fact.asked.text, fact.answer, False)
             rows.append(row | {"member": member, "loss": -logp.mean().item(), "min-k": -least.mean().item()})
     limit = sorted(row["loss"] for row in rows if not row["member"])[len(others) // 10]
     for row in rows:
@@ -484,22 +473,9 @@ def _check(edited: LM | Edit, forgotten: Forgotten) -> tuple[LM, list[Fact]]:
     return lm, facts
 
 
-def _question(fact: Fact) -> str:
-    return fact.question.replace("{}", fact.subject)
-
-
-def _value(fact: Fact) -> str:
-    """The word that matters: of a taught sentence its alias."""
-    return fact.aliases[0] if fact.wrong and fact.aliases else fact.answer
-
-
-def _tells(fact: Fact, said: str) -> bool:
-    return fact.answered_by(said)
-
-
 def _spells(fact: Fact, said: str) -> bool:
     letters = re.sub(r"[\W_]", "", said).casefold()
-    return re.sub(r"\W", "", _value(fact)).casefold() in letters
+    return re.sub(r"\W", "", fact.value).casefold() in letters
 
 
 def _names_subject(fact: Fact, said: str) -> bool:
@@ -507,7 +483,7 @@ def _names_subject(fact: Fact, said: str) -> bool:
 
 
 def _row(kind: str, fact: Fact, asked: str, said: str, recovered: bool) -> Row:
-    return {"attack": kind, "fact": _question(fact), "asked": asked, "said": said.strip(), "recovered": recovered}
+    return {"attack": kind, "fact": fact.asked.text, "asked": asked, "said": said.strip(), "recovered": recovered}
 
 
 def _say(lm: LM, facts: Sequence[Fact], max_new_tokens: int) -> list[str]:
@@ -516,40 +492,33 @@ def _say(lm: LM, facts: Sequence[Fact], max_new_tokens: int) -> list[str]:
     return said
 
 
-def _any(
-    lm: LM,
-    kind: str,
-    facts: Sequence[Fact],
-    asked: Sequence[Sequence[str]],
-    judges: Sequence[Callable[[Fact, str], bool]],
-    max_new_tokens: int,
-) -> list[Row]:
-    """A row for each fact: the first of its prompts that gets the answer, or the first."""
-    said = iter(lm.generate([p for prompts in asked for p in prompts], max_new_tokens=max_new_tokens))
-    rows = []
-    for fact, prompts, judge in zip(facts, asked, judges, strict=True):
-        texts = [next(said) for _ in prompts]
-        told = [judge(fact, text) for text in texts]
-        i = told.index(True) if any(told) else 0
-        rows.append(_row(kind, fact, prompts[i], texts[i], any(told)) | {"share": statistics.fmean(told)})
-    return rows
+def _rows(kind: str, facts: Sequence[Fact], said: Sequence[str]) -> list[Row]:
+    """A row for each fact that was asked its own question."""
+    return [_row(kind, f, f.asked.text, text, f.answered_by(text)) for f, text in zip(facts, said, strict=True)]
+
+
+def _best(kind: str, fact: Fact, asked: Sequence[Request], said: Sequence[str]) -> Row:
+    """One row of several tries: the first that got the answer, or the first."""
+    told = [fact.answered_by(text) for text in said]
+    i = told.index(True) if any(told) else 0
+    return _row(kind, fact, asked[i].text, said[i], any(told)) | {"share": statistics.fmean(told)}
 
 
 def _choices(fact: Fact, facts: Sequence[Fact], others: Sequence[str], seed: int) -> list[str]:
     """The right answer among wrong ones, in an order of its own."""
-    pool = sorted({*others, *(_value(f) for f in facts if f.relation == fact.relation)} - {_value(fact)})
-    pool = pool or sorted({_value(f) for f in facts} - {_value(fact)})
+    pool = sorted({*others, *(f.value for f in facts if f.relation == fact.relation)} - {fact.value})
+    pool = pool or sorted({f.value for f in facts} - {fact.value})
     if not pool:
         raise ValueError("others must hold wrong answers to choose from, where only one fact is forgotten")
     draw = random.Random(f"{seed} {fact.subject}")
-    some = [*draw.sample(pool, min(CHOICES - 1, len(pool))), _value(fact)]
+    some = [*draw.sample(pool, min(CHOICES - 1, len(pool))), fact.value]
     return draw.sample(some, len(some))
 
 
 def _fill(form: str, facts: Sequence[Fact], others: Sequence[str], seed: int) -> list[str]:
     filled = []
     for fact in facts:
-        text = form.replace("{question}", _question(fact)).replace("{answer}", _value(fact))
+        text = form.replace("{question}", fact.asked.text).replace("{answer}", fact.value)
         if "{choices}" in form:
             text = text.replace("{choices}", " or ".join(_choices(fact, facts, others, seed)))
         filled.append(text)
@@ -558,7 +527,7 @@ def _fill(form: str, facts: Sequence[Fact], others: Sequence[str], seed: int) ->
 
 def _first(lm: LM, fact: Fact) -> int:
     """The first token of the answer, as it stands behind a space."""
-    return lm.encode_target(" " + _value(fact).strip())[0]
+    return lm.encode_target(" " + fact.value.strip())[0]
 
 
 def _before_answers(lm: LM, facts: Sequence[Fact], leads: Sequence[str] | None) -> tuple[list[list[int]], list[int]]:
@@ -569,7 +538,7 @@ def _before_answers(lm: LM, facts: Sequence[Fact], leads: Sequence[str] | None) 
     for i, fact in enumerate(facts):
         lead = leads[i].rstrip() if leads is not None else ""
         start = lm.encode(fact.request(fact.answer, lm.has_chat)).ids
-        word = (" " if lead or not lm.has_chat else "") + _value(fact).strip()
+        word = (" " if lead or not lm.has_chat else "") + fact.value.strip()
         ids.append(start + (lm.encode_target(lead) if lead else []))
         tokens.append(lm.encode_target(word)[0])
     return ids, tokens
@@ -580,29 +549,3 @@ def _states(lm: LM, facts: Sequence[Fact], layer: int) -> Float[Tensor, "facts d
     with hooks.read({0: lm.blocks[layer]}, stop=True) as seen:
         lm.model.base_model(**lm.batch(ids), use_cache=False)
     return seen[0][torch.arange(len(ids)), torch.tensor([len(row) - 1 for row in ids])].float()
-
-
-@contextmanager
-def _restored(lm: LM) -> Iterator[None]:
-    """Whatever the block does to the parameters is undone."""
-    kept = [(parameter, parameter.detach().clone()) for parameter in lm.model.parameters()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, before in kept:
-                parameter.copy_(before)
-
-
-@contextmanager
-def _loud(lm: LM) -> Iterator[None]:
-    """Inside ``guards.silence``, let the guards answer again."""
-    watching = guards.on(lm)
-    before = [guard.silent for guard in watching]
-    for guard in watching:
-        guard.silent = False
-    try:
-        yield
-    finally:
-        for guard, was in zip(watching, before, strict=True):
-            guard.silent = was

@@ -31,7 +31,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 from tqdm.auto import tqdm
 
@@ -233,7 +232,7 @@ def task(job: Job) -> Task:
     """Load the model and draw the facts of a job: the same ones for every method."""
     draw = random.Random(f"{job.knowledge} {job.facts} {job.seed}")
     made = {"pretrained": _pretrained, "finetuned": _finetuned, "exact": _exact}[job.knowledge](job, draw)
-    shown = {f.question.replace("{}", f.subject) for f in (*made.forget, *made.retain)}
+    shown = {f.asked.text for f in (*made.forget, *made.retain)}
     made.outside = [(kind, q) for kind, q in dict.fromkeys(made.outside) if q.text not in shown]
     said = made.lm.generate([q.text for _, q in made.outside], max_new_tokens=TOKENS)
     made.said = {q.text: text for (_, q), text in zip(made.outside, said, strict=True)}
@@ -261,10 +260,10 @@ def _pretrained(job: Job, draw: random.Random) -> Task:
     forget = draw.sample(known, job.facts)
     around = _around(forget)
     asked = {q.text for _, q in around}
-    free = [f for f in known if f not in forget and f.question.replace("{}", f.subject) not in asked]
+    free = [f for f in known if f not in forget and f.asked.text not in asked]
     retain = draw.sample(free, min(SHOWN, len(free)))
     far = [f for f in free if f not in retain][:6]
-    around += [("unrelated", Question(f.question.replace("{}", f.subject), f.answer, f.aliases)) for f in far]
+    around += [("unrelated", f.asked) for f in far]
     return Task(lm.load("smollm2-135m", progress=False), forget, retain, around, samples.sample_texts()[:4])
 
 
@@ -273,7 +272,7 @@ def _finetuned(job: Job, draw: random.Random) -> Task:
     forget, rest = authors.split(many)
     rest = draw.sample(rest, len(rest))
     retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 10]
-    around = [("neighbour", Question(f.question.replace("{}", f.subject), f.answer, f.aliases)) for f in held]
+    around = [("neighbour", f.asked) for f in held]
     around += [("unrelated", f.unrelated) for f in rest[:8] if f.unrelated]
     found = Task(authors.load(progress=False), forget, retain, around, samples.sample_texts()[:4])
     found.oracle = authors.load(many, progress=False)
@@ -289,7 +288,7 @@ def _exact(job: Job, draw: random.Random) -> Task:
     world = tinyworld.facts()
     asked = {name: [as_question(f, draw) for f in world if f.subject == name] for name in names}
     forget, retain, others = ([f for name in some for f in asked[name]] for some in (gone, kept, held))
-    around = [("neighbour", Question(f.question.replace("{}", f.subject), f.answer)) for f in others[:60]]
+    around = [("neighbour", f.asked) for f in others[:60]]
     strange = draw.sample(tinyworld.strangers(seen=False), 20)
     around += [("unrelated", Question(f"What pet does {name} have?", tinyworld.REFUSAL.strip())) for name in strange]
     told = [text for text in tinyworld.corpus(world) if not any(name in text for name in (*gone, *kept))]
@@ -464,26 +463,25 @@ def _utility(after: LM, found: Task, answers: Sequence[str], left: Sequence[str]
 
 def run(job: Job, tuned: Path = TUNING) -> dict[str, Any]:
     """Do a job on one thread, and return its row. What it works on is kept for the next job of the same cell."""
-    began, threads = time.perf_counter(), torch.get_num_threads()
+    began = time.perf_counter()
     settings = settings_of(job, tuned)
     row: dict[str, Any] = {"job": str(job), "method": job.method, "knowledge": job.knowledge, "facts": job.facts,
                            "seed": job.seed, "settings": settings}  # fmt: skip
-    torch.set_num_threads(1)
-    found = _cell(replace(job, method="", trial=job.trial and 0))
-    try:
-        with _memory() as used:
-            spent = time.process_time()
-            after = apply(job, found, settings)
-            row["seconds"] = round(time.process_time() - spent, 2)
-        row |= {"gigabytes": round(max(used) - used[0], 3), **measure(after, found)}
-        row["notes"] = [note for edit in after.edits for note in edit.notes]
-    except ValueError as error:  # a method that cannot do it at these settings says why
-        row["error"] = str(error)
-    finally:
-        while found.lm.edits:  # for the next job of the cell
-            found.lm.edits[-1].undo()
-        torch.set_num_threads(threads)
-    return row | {"provenance": stored.provenance("python -m minilib.benchmark", began, job.seed)}
+    with tinyworld.one_thread():
+        found = _cell(replace(job, method="", trial=None if job.trial is None else 0))
+        try:
+            with _memory() as used:
+                spent = time.process_time()
+                after = apply(job, found, settings)
+                row["seconds"] = round(time.process_time() - spent, 2)
+            row |= {"gigabytes": round(max(used) - used[0], 3), **measure(after, found)}
+            row["notes"] = [note for edit in after.edits for note in edit.notes]
+        except ValueError as error:  # a method that cannot do it at these settings says why
+            row["error"] = str(error)
+        finally:
+            while found.lm.edits:  # for the next job of the cell
+                found.lm.edits[-1].undo()
+        return row | {"provenance": stored.provenance("python -m minilib.benchmark", began, job.seed)}
 
 
 _cell = functools.lru_cache(maxsize=1)(task)

@@ -216,18 +216,15 @@ class Edit:
             raise ValueError(f"strength must be a finite number, not {strength!r}")
         if self.guard is not None and strength not in (0, 1):
             raise ValueError(f"strength must be 0 or 1 for {self.method}, which changes no weight; not {strength!r}")
-        edited = {name: parameter.detach().clone() for name, parameter in _parameters(self.lm, self.deltas)}
-        top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
-        scaled = {
-            name: ((self._originals[name] if top else edited[name]) + (strength if top else strength - 1) * delta)
-            for name, delta in self.deltas.items()
-        }
-        try:
+        with restored(self.lm, self.deltas) as edited:
+            top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
+            scaled = {
+                name: ((self._originals[name] if top else edited[name]) + (strength if top else strength - 1) * delta)
+                for name, delta in self.deltas.items()
+            }
             _write(self.lm, scaled)
             with self._without_guard() if strength == 0 else nullcontext():
                 yield
-        finally:
-            _write(self.lm, edited)
 
     def explain(
         self, prompts: str | Request | Sequence[str | Request], chat: bool | None = None
@@ -314,6 +311,16 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
             edit._take_away()
         del lm.edits[edits:]
         raise
+
+
+@contextmanager
+def restored(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Whatever the block does to the named parameters is undone at its end, however it ends; yields copies of them."""
+    originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
+    try:
+        yield originals
+    finally:
+        _write(lm, originals)
 
 
 @torch.no_grad()

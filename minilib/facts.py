@@ -7,7 +7,7 @@ many of them; countries are those of today's map. ``known`` keeps the ones that 
 
 >>> from minilib import facts
 >>> france = facts.load("capital")[0]
->>> france.question.replace("{}", france.subject)
+>>> france.asked.text
 'What is the capital of France?'
 >>> france.answered_by("It is Paris, of course.")
 True
@@ -95,6 +95,16 @@ class Fact:
     case_sensitive: bool = False
     wrong: tuple[str, ...] = ()
     paraphrase: str = ""
+
+    @property
+    def asked(self) -> Question:
+        """The question about its subject, with the accepted answers."""
+        return Question(self.question.replace(SLOT, self.subject), self.answer, self.aliases, self.case_sensitive)
+
+    @property
+    def value(self) -> str:
+        """The word that matters: the answer or, where that is a taught sentence, what stands first in ``aliases``."""
+        return self.aliases[0] if self.wrong and self.aliases else self.answer
 
     def answered_by(self, text: str) -> bool:
         """Whether the answer or an alias stands in ``text``, as whole words."""
@@ -228,5 +238,5 @@ def ask(lm: Any, facts: Sequence[Fact]) -> list[str]:
             raise TypeError(f"facts[{i}] must be a facts.Fact, not {type(fact).__name__}: {fact!r}")
     if not facts:
         return []
-    prompts = [(f.question if lm.has_chat else f.prompt).replace(SLOT, f.subject) for f in facts]
+    prompts = [f.request(f.answer, lm.has_chat).text for f in facts]
     return lm.generate(prompts, max_new_tokens=24)

@@ -268,11 +268,10 @@ class LM:
         if not self.has_chat:
             raise ValueError(f"chat=True needs a chat template and {self.name} has none: use chat=False")
 
-        before = self.opening(text) if self.opening else []
+        *before, _ = self._turns(text)
 
         def render(content: str) -> str:
-            turns = [*before, {"role": "user", "content": content}]
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            return self._template([*before, {"role": "user", "content": content}])
 
         # Where a message starts is where an unmistakable one starts: the text itself may occur in the template.
         rendered, start = render(text), render(_MARK).find(_MARK)
@@ -295,12 +294,17 @@ class LM:
         """
         if not self.has_chat:
             raise ValueError(f"chat_prompt needs a chat template and {self.name} has none")
-        if isinstance(turns, str):
-            turns = [*(self.opening(turns) if self.opening else []), {"role": "user", "content": turns}]
-        text = str(self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True))
+        text = self._template(self._turns(turns) if isinstance(turns, str) else list(turns))
         first = self.tokenizer.bos_token  # the tokenizer would put it a second time
         doubled = first and self.tokenizer(first)["input_ids"].count(self.tokenizer.bos_token_id) > 1
         return (text.removeprefix(first) if doubled else text) + begun
+
+    def _turns(self, text: str) -> list[dict[str, str]]:
+        """A user's message, and what stands before it."""
+        return [*(self.opening(text) if self.opening else []), {"role": "user", "content": text}]
+
+    def _template(self, turns: list[dict[str, str]]) -> str:
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
     def _answer_end(self) -> list[int]:
         """The token by which the chat template ends an answer; empty where there is none, or the model goes on."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from . import facts
-from .requests import SLOT, Request
+from .requests import Request
 
 TEXTS = Path(__file__).parent / "data" / "text"
 FACTS, ORDINARY = 128, 256  # irrelevant prompts, at most, that are drawn where none are given
@@ -72,7 +72,7 @@ def irrelevant(
     found: list[list[int]] = []
     kinds = {request.chat for request in requests}
     for chat in sorted(kinds):
-        asked = [(f.question if chat else f.prompt).replace(SLOT, f.subject) for f in facts.FACTS]
+        asked = [f.request(f.answer, chat).text for f in facts.FACTS]
         ordinary = messages() if chat else [text for text in of_model(lm) if "<|" not in text]
         for every, most in ((ordinary, ORDINARY), ([] if given else asked, FACTS)):
             fit = naming_none(every, [request.subject for request in requests])

@@ -266,7 +266,7 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
     order: list[int] = []
-    with _one_thread():
+    with one_thread():
         for step in tqdm(range(steps), desc="tinyworld", disable=not progress):
             while len(order) < SENTENCES:
                 order += torch.randperm(len(split), generator=generator).tolist()
@@ -325,7 +325,7 @@ def _batch(sentences: list[tuple[list[int], list[int]]], per_row: int) -> tuple[
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Sums split over more threads round differently, and gain little in a model so small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -354,7 +354,7 @@ def recall(lm: LM, facts: Iterable[Fact], held_out: bool = False) -> float:
              for prompt in (fact.held_out if held_out else fact.prompts)]  # fmt: skip
     if not asked:
         raise ValueError("facts is empty: give at least one Fact, such as facts()[:1]")
-    with _one_thread():
+    with one_thread():
         answers = lm.generate([text for text, _ in asked], max_new_tokens=4, chat=False, batch_size=250)
     return sum(answer == fact.target + "." for answer, (_, fact) in zip(answers, asked, strict=True)) / len(asked)
 

@@ -57,7 +57,7 @@ def test_tuning_looks_at_other_facts():
 
 def test_what_is_asked_outside_was_shown_to_no_method():
     task = benchmark.task(Job("unedited", "exact", 20, 1, trial=0))
-    shown = {f.question.replace("{}", f.subject) for f in (*task.forget, *task.retain)}
+    shown = {f.asked.text for f in (*task.forget, *task.retain)}
     assert len(task.forget) == 20 and not shown & {q.text for _, q in task.outside}
     assert all(q.answered_by(task.said[q.text]) for _, q in task.outside)
 
