@@ -128,7 +128,8 @@ class Job:
 
     Attributes
     ----------
-    method, knowledge : str
+    method : str
+    knowledge : str
     facts : int
         How many are forgotten.
     seed : int
@@ -210,7 +211,8 @@ class Task:
     oracle : LM or None
     said : dict
         What the model says to a question outside before anything is done.
-    forget_said, retain_said : list of Request
+    forget_said : list of Request
+    retain_said : list of Request
         The two sets with the model's own sentences as targets: what training makes less likely, and what it holds.
     never : dict
         Of the oracle, on the forgotten questions: ``ratios``, ``logp`` of the next token, ``answers``.
