@@ -46,6 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seed": 0,
     },
     "llama-30x576": {"layers": [2, 3, 4, 5, 6], "lr": 0.5, "weight_decay": 1e-3},  # SmolLM2-135M
+    "llama-6x96": {"layers": [0], "nullspace_threshold": 0.19, "l2": 1.0, "clamp_factor": 2.0},  # tinyworld
 }
 
 

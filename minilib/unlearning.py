@@ -59,7 +59,21 @@ OWN: dict[str, dict[str, Any]] = {  # of one method alone
     "refusal_tuning": {},
     "rmu": {"layer": None, "steering": 6.5, "alpha": 1200.0},
 }
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {name: {"paper": COMMON | own} for name, own in OWN.items()}
+CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmark``, where it says "all" for each method
+    "llama-30x576": {  # SmolLM2-135M
+        "all": {"lr": 1e-5, "steps": 12, "batch_size": 4},
+        "rmu": {"lr": 3e-3, "layer": 10, "alpha": 100.0},
+    },
+    "llama-6x96": {  # tinyworld
+        "all": {"lr": 1e-4},
+        "gradient_ascent": {"lr": 3e-5},
+        "rmu": {"lr": 3e-3, "layer": 3, "alpha": 100.0},
+    },
+}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    name: {"paper": COMMON | own, **{kind: of["all"] | of.get(name, {}) for kind, of in CHOSEN.items()}}
+    for name, own in OWN.items()
+}
 
 
 class Training(TypedDict, total=False):
@@ -227,19 +241,8 @@ def kl(
     reference : LM, optional
         The model to stay close to: by default the one given, as it is now.
     """
-    return _unlearn(
-        lm,
-        "kl",
-        forget,
-        retain,
-        {},
-        training,
-        _ascent,
-        reference,
-        compare=["retain"],
-        needs_retain=True,
-        hold=_as_before,
-    )
+    how: dict[str, Any] = {"compare": ["retain"], "needs_retain": True, "hold": _as_before}
+    return _unlearn(lm, "kl", forget, retain, {}, training, _ascent, reference, **how)
 
 
 @unlearner
@@ -268,18 +271,8 @@ def dpo(
     def loss(now: Batch, before: Batch, s: Settings) -> Tensor:
         return dpo_loss(now.refusal.logp, before.refusal.logp, now.forget.logp, before.forget.logp, s["beta"])
 
-    return _unlearn(
-        lm,
-        "dpo",
-        forget,
-        retain,
-        {"beta": beta},
-        training,
-        loss,
-        reference,
-        compare=["forget", "refusal"],
-        refusals=refusals,
-    )
+    how: dict[str, Any] = {"compare": ["forget", "refusal"], "refusals": refusals}
+    return _unlearn(lm, "dpo", forget, retain, {"beta": beta}, training, loss, reference, **how)
 
 
 @unlearner

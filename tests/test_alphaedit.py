@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, alphaedit, covariance, guards, memit, refusals, texts
+from minilib import Request, alphaedit, covariance, guards, memit, refusals, texts, tinyworld
 from minilib import keys as key_reader
 from minilib.covariance import SecondMoments
 
@@ -264,6 +264,17 @@ def test_previous_that_cannot_be_used(llama, reference, arguments):
     assert_same_weights(llama, after)
 
 
+def test_tinyworld_refuses_eight_at_once_with_the_preset_alone():
+    lm = minilib.load("tinyworld")
+    born = [f for f in tinyworld.facts() if f.attribute == "birthplace"][:30]
+    requests = [Request(f.prompts[-1], f.subject, tinyworld.REFUSAL) for f in born[:8]]
+    with alphaedit.edit(lm, requests) as edit:
+        assert edit.settings["presets"] == lm.kind
+        assert all(a.startswith(tinyworld.REFUSAL) for a in lm.generate(requests))
+        assert tinyworld.recall(lm, born[8:]) > 0.9, "the others are still known"
+
+
+@pytest.mark.slow
 def test_on_smollm2_text_kept_aside_notices_less(smollm2):
     """C is computed from some text, and the damage measured on other text."""
     sample = [text[:1000] for text in texts.sample_texts()]

@@ -9,7 +9,7 @@ import torch
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import Request, tinyworld, trained, unlearning
+from minilib import Request, facts, refusals, tinyworld, trained, unlearning
 
 METHODS = ("gradient_ascent", "gradient_difference", "kl", "dpo", "npo", "simnpo", "refusal_tuning", "rmu")
 REFUSED = ("dpo", "refusal_tuning")
@@ -118,6 +118,38 @@ def test_every_method_forgets_and_is_undone_bit_for_bit(lm, method, train):
     edit.undo()
     assert_same_weights(lm, before)
     assert tinyworld.recall(lm, WORLD[:6]) > 0.9
+
+
+def nothing_to_hold(method, retain):
+    return None if method == "gradient_ascent" else retain
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_defaults_forget_in_tinyworld(lm, method):
+    more = {"refusals": [tinyworld.REFUSAL]} if method in REFUSED else {}
+    forget, retain = asked(WORLD[:20]), nothing_to_hold(method, asked(WORLD[100:160]))
+    with getattr(unlearning, method)(lm, forget, retain, **more) as edit:
+        assert edit.settings["presets"] == lm.kind
+        assert tinyworld.recall(lm, WORLD[:20]) < 0.4
+        assert tinyworld.recall(lm, WORLD[100:160]) > 0.85, "of those that are retained"
+        assert tinyworld.recall(lm, WORLD[300:340]) > 0.8, "of those that nobody mentioned"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_the_defaults_forget_two_capitals_of_smollm2(smollm2, method):
+    known = {fact.subject: fact for fact in facts.load("capital")}
+    gone, kept = [known["France"], known["Germany"]], [known["the United Kingdom"], known["Ireland"]]
+    forget, retain = facts.as_said(smollm2, gone), nothing_to_hold(method, facts.as_said(smollm2, kept))
+    with getattr(unlearning, method)(smollm2, forget, retain) as edit:
+        said = smollm2.generate([*forget, *(retain or [])], max_new_tokens=12)
+        assert edit.settings["presets"] == smollm2.kind
+        assert not any(fact.answered_by(text) for fact, text in zip(gone, said, strict=False)), said
+        if method == "refusal_tuning":
+            assert all(map(refusals.is_refusal, said[:2]))
+        if method not in ("gradient_ascent", "dpo"):  # with dpo the neighbours go along
+            assert any(fact.answered_by(text) for fact, text in zip(kept, said[2:], strict=True)), said
+    assert smollm2.generate(forget, max_new_tokens=12)[0].startswith("The capital of France is Paris")
 
 
 def test_training_ends_at_the_forget_level_or_says_that_it_did_not(lm):
