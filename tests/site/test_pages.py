@@ -31,6 +31,7 @@ class Visit:
         self.context = browser.new_context(
             viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
         )
+        self.context.set_default_timeout(120_000)  # a page full of formulas takes its time on a busy machine
         self.problems: list[str] = []
         self.page = self.context.new_page()
         self.page.on("console", self._console)
