@@ -16,7 +16,7 @@ import transformers
 from models import REFERENCE
 
 import minilib
-from minilib import packaged
+from minilib import packaged, tinyworld
 from minilib.packaged import Package
 
 GGUF = b"stands for quantised weights"
@@ -250,7 +250,7 @@ def test_smollm2_in_the_cache_is_whole(smollm2):
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_text_begins_with_the_first_token_only_where_the_model_needs_it(tmp_path, begins):
-    tokenizer = minilib.tinyworld.tokenizer()
+    tokenizer = tinyworld.tokenizer()
     tokenizer.save_pretrained(tmp_path)
     packaged._plain_tokenizer(tmp_path, begins)
     ids = transformers.AutoTokenizer.from_pretrained(tmp_path)("Who is it?")["input_ids"]
