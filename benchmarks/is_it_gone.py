@@ -1,0 +1,105 @@
+"""Every method × every attack, with the oracle's row beside: was the fact removed, masked, or guarded?
+
+On tinyworld four people are forgotten, in three draws, and the oracle is the model trained without them; on the
+invented authors SmolLM2 forgets three, and the oracle was taught all but those. Settings are those that the trials of
+``minilib.benchmark`` chose. Run: python benchmarks/is_it_gone.py exact (eight minutes on one core), or finetuned (a
+quarter of an hour for each method); names of methods behind it restrict it to these. It goes on where it stopped.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from scores import Rows
+
+from minilib import attacks, authors, benchmark
+from minilib.lm import LM
+
+FACTS = {"exact": 20, "finetuned": 15}
+SEEDS = {"exact": (0, 1, 2), "finetuned": (0,)}
+METHODS = ("unedited", "oracle", *benchmark.EDITORS, *benchmark.GRADIENT)
+RATE = {"exact": 3e-4, "finetuned": 1e-5}  # of relearning
+STEPS = (1, 2, 5, 10, 20)
+LAYER = {"exact": 3, "finetuned": 20}  # of the probe
+LEADS = 5  # shown in relearning, so many of the forgotten facts
+
+
+def written_to(lm: LM) -> list[int]:
+    """The layers whose W the edits in force have changed, as an attacker who knows where to look would have it."""
+    names = {name for edit in lm.edits for name in edit.deltas}
+    return [layer for layer in range(lm.n_layers) if lm.weight_name(layer) in names]
+
+
+def attacked(lm: LM, found: benchmark.Task, knowledge: str, seed: int) -> list[attacks.Row]:
+    """All attacks that apply to a model, as rows."""
+    asked = found.forget
+    said = lm.generate([f.request(f.answer, lm.has_chat) for f in asked], max_new_tokens=24)
+    rows = [
+        {"attack": "none", "fact": f.asked.text, "asked": f.asked.text, "said": s, "recovered": f.answered_by(s)}
+        for f, s in zip(asked, said, strict=True)
+    ]
+    rows += attacks.rephrasings(lm, asked)
+    rows += attacks.sampling(lm, asked, seed=seed)
+    shown = found.forget_said[:: len(asked) // LEADS][:LEADS]
+    rows += attacks.relearning(lm, asked, shown, steps=STEPS, lr=RATE[knowledge], seed=seed)
+    for bits in (8, 4):
+        rows += attacks.quantisation(lm, asked, bits=bits)
+    layers = written_to(lm)
+    if 0 < len(layers) < lm.n_layers:
+        rows += attacks.reversal(lm, asked, layers)
+    if any(edit.method in ("grace", "wise") for edit in lm.edits):
+        rows += attacks.unguarded(lm.edits[-1], asked)
+    if lm.has_chat:
+        others = sorted({f.value for f in authors.facts()} - {f.value for f in asked})
+        rows += attacks.jailbreaks(lm, asked, others=others[:30], seed=seed)
+        rows += attacks.negations(lm, asked, others=others[:30], seed=seed)
+    rows += attacks.lens(lm, asked)
+    known = found.retain + [f for f in authors.facts() if f not in asked] if lm.has_chat else found.retain
+    rows += attacks.probe(lm, asked, known, LAYER[knowledge])
+    return rows
+
+
+def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
+    began = time.perf_counter()
+    settings = benchmark.settings_of(job)
+    lm = benchmark.apply(job, found, settings)
+    try:
+        rows = attacked(lm, found, job.knowledge, job.seed)
+    finally:
+        while found.lm.edits:
+            found.lm.edits[-1].undo()
+    steps = [row["by step"] for row in rows if row["attack"] == "relearning"]
+    return {
+        "method": job.method,
+        "seed": job.seed,
+        "settings": settings,
+        "rates": {name: round(rate, 4) for name, rate in attacks.rates(rows).items()},
+        "each": each(rows),
+        "relearning": {str(step): round(statistics.fmean(row[step] for row in steps), 4) for step in (0, *STEPS)},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def each(rows: Sequence[attacks.Row]) -> dict[str, str]:
+    """For each attack its facts, 1 where it was recovered."""
+    kinds = dict.fromkeys(row["attack"] for row in rows)
+    return {kind: "".join(str(int(r["recovered"])) for r in rows if r["attack"] == kind) for kind in kinds}
+
+
+def main() -> None:
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    knowledge, *methods = sys.argv[1:] or ["exact"]
+    rows = Rows("is_it_gone", began, {"facts": FACTS, "steps": list(STEPS), "lr": RATE})
+    for seed in SEEDS[knowledge]:
+        found = benchmark.task(benchmark.Job("oracle", knowledge, FACTS[knowledge], seed))
+        for method in methods or METHODS:
+            job = benchmark.Job(method, knowledge, FACTS[knowledge], seed)
+            rows.keep(knowledge, f"{method}, draw {seed}", lambda job=job, found=found: measure(job, found))
+
+
+if __name__ == "__main__":
+    main()
