@@ -62,7 +62,9 @@ OWN: dict[str, dict[str, Any]] = {  # of one method alone
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmark``, where it says "all" for each method
     "llama-30x576": {  # SmolLM2-135M
         "all": {"lr": 1e-5, "steps": 12, "batch_size": 4},
-        "rmu": {"lr": 3e-3, "layer": 10, "alpha": 100.0},
+        **dict.fromkeys(("kl", "dpo", "npo"), {"lr": 2e-5, "retain_weight": 5.0}),
+        "refusal_tuning": {"lr": 3e-5, "retain_weight": 5.0},
+        "rmu": {"lr": 3e-3, "layer": 6, "alpha": 100.0},
     },
     "llama-6x96": {  # tinyworld
         "all": {"lr": 1e-4},

@@ -147,7 +147,7 @@ def test_the_defaults_forget_two_capitals_of_smollm2(smollm2, method):
         assert not any(fact.answered_by(text) for fact, text in zip(gone, said, strict=False)), said
         if method == "refusal_tuning":
             assert all(map(refusals.is_refusal, said[:2]))
-        if method not in ("gradient_ascent", "dpo"):  # with dpo the neighbours go along
+        if method != "gradient_ascent":
             assert any(fact.answered_by(text) for fact, text in zip(kept, said[2:], strict=True)), said
     assert smollm2.generate(forget, max_new_tokens=12)[0].startswith("The capital of France is Paris")
 
