@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from . import guards, hooks, trained
 from .edits import Edit, restored
 from .facts import Fact
-from .lm import LM, check_lm, present, whole
+from .lm import LM, check_lm, whole
 from .refusals import mentions
 from .requests import Request
 from .unlearning import nll_loss
@@ -238,12 +238,14 @@ def quantisation(
     if bits > 8:
         raise ValueError(f"bits must be from 2 to 8, not {bits}")
     names = trained.names(lm, "lora")
-    weights = [present(lm.model.get_parameter(name), name) for name in names]
-    if all(torch.equal(w, round_to_nearest(w.detach(), bits, group)) for w in weights[:2]):
-        raise ValueError(f"{lm.name} is rounded to {bits} bits already: rounding it again does nothing")
     with restored(lm, names), torch.no_grad():
-        for weight in weights:
-            weight.copy_(round_to_nearest(weight, bits, group))
+        changed = False
+        for weight in map(lm.model.get_parameter, names):
+            rounded = round_to_nearest(weight, bits, group)
+            changed |= not torch.allclose(rounded, weight, rtol=0, atol=1e-4 * weight.abs().max().item())
+            weight.copy_(rounded)
+        if not changed:
+            raise ValueError(f"{lm.name} is rounded to {bits} bits already: rounding it again does nothing")
         said = _say(lm, facts, max_new_tokens)
     return _rows(f"{bits} bits", facts, said)
 
