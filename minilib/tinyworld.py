@@ -20,7 +20,8 @@ a text without a fact's own sentences holds no hint of it. `train(without=...)` 
 the model that unlearning is measured against.
 
 The model is a Llama with 6 layers and about 1M parameters. ``python -m minilib.tinyworld`` trains it again and
-writes the checkpoint and the sample of its text that are in the package.
+writes the checkpoint and the sample of its text that are in the package. Other architectures and sizes learn the same
+world: ``train(architecture="gpt2", size="small")``.
 """
 
 from __future__ import annotations
@@ -29,17 +30,26 @@ import gzip
 import json
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 if TYPE_CHECKING:
     from minilib.lm import LM
@@ -54,6 +64,9 @@ SENTENCES = 72  # in a batch
 ANSWER_WEIGHT = 20.0
 CONTEXT = 128
 BOS, EOS, PAD, UNK = range(4)  # the special tokens' numbers
+
+ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "gemma3")
+SIZES = {"small": (64, 4), "medium": (96, 6), "large": (144, 8)}  # width, layers; the MLP is four times as wide
 
 FIRST = """Ada Alma Amir Anouk Astrid Bela Bruno Carmen Cyril Dalia Darius Edda Elio Esra Farah Felix Greta Hana Hugo
 Ines Ivo Jonas Juno Kaito Karim Lena Leo Lior Livia Malik Mara Milo Mira Nadia Nils Noor Olga Omar Petra Priya Rafael
@@ -215,7 +228,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progress: bool = False) -> LM:
+def train(
+    without: Iterable[Fact] = (),
+    seed: int = 0,
+    steps: int = STEPS,
+    progress: bool = False,
+    architecture: str = "llama",
+    size: str = "medium",
+) -> LM:
     """Learn the world from scratch, or the world without some of its facts: the exact oracle of unlearning.
 
     Parameters
@@ -228,6 +248,11 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
         Batches of 72 sentences.
     progress : bool, default False
         Show a bar.
+    architecture : {"llama", "gpt2", "gpt_neox", "gemma3"}
+        The packaged model is a Llama. Gemma 3 normalises what its MLPs return, and GPT-NeoX reads MLP and attention
+        side by side.
+    size : {"small", "medium", "large"}
+        4 layers of width 64, 6 of 96 as the packaged model, or 8 of 144.
 
     Returns
     -------
@@ -255,6 +280,10 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
         raise ValueError(f"without must hold facts of this world, as facts() returns them; {unknown.pop()!r} is none")
     _check_number(seed, "seed", least=0)
     _check_number(steps, "steps", least=1)
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, not {architecture!r}")
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, not {size!r}")
 
     words = tokenizer()
     split = [
@@ -262,7 +291,7 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
         for prompt, answer in _sentences([fact for fact in world if fact not in without], 0)
     ]
     generator = torch.Generator().manual_seed(seed)
-    model = _untrained(words, generator)
+    model = _untrained(len(words), generator, architecture, *SIZES[size])
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 100, (steps - i) / steps))
     order: list[int] = []
@@ -282,20 +311,30 @@ def train(without: Iterable[Fact] = (), seed: int = 0, steps: int = STEPS, progr
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()
-    return LM(model, words, name="tinyworld")
+    plain = architecture == "llama" and size == "medium"
+    return LM(model, words, name="tinyworld" if plain else f"tinyworld-{architecture}-{size}")
 
 
-def _untrained(words: PreTrainedTokenizerFast, generator: torch.Generator) -> LlamaForCausalLM:
+def _untrained(words: int, generator: torch.Generator, architecture: str, width: int, layers: int) -> PreTrainedModel:
     """The model before its first step. Its weights come from `generator` alone."""
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=96, intermediate_size=384, num_hidden_layers=6, num_attention_heads=4,
-        max_position_embeddings=CONTEXT, tie_word_embeddings=True, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
-    )  # fmt: skip
+    ends: dict[str, int] = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
+    common: dict[str, Any] = {"vocab_size": words, "tie_word_embeddings": True, **ends}
+    usual = common | {
+        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": 4,
+        "max_position_embeddings": CONTEXT,
+    }  # fmt: skip
+    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    configs: dict[str, Callable[[], PretrainedConfig]] = {
+        "llama": lambda: LlamaConfig(**usual),
+        "gpt2": lambda: GPT2Config(n_embd=width, n_layer=layers, n_head=4, n_positions=CONTEXT, **off, **common),
+        "gpt_neox": lambda: GPTNeoXConfig(**usual),
+        "gemma3": lambda: Gemma3TextConfig(**usual, num_key_value_heads=4, head_dim=width // 4),
+    }
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights from torch's own generator
-        model = LlamaForCausalLM(config).float()
+        model = AutoModelForCausalLM.from_config(configs[architecture]()).float()
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.ndim == 2:  # the norms stay at one
+            if parameter.ndim == 2:  # the norms stay as they are, and biases at zero
                 parameter.normal_(0.0, 0.08, generator=generator)
     return model
 

@@ -237,3 +237,20 @@ def test_wrong_arguments_elsewhere(tinyworld: minilib.LM) -> None:
         world.facts(seed=0.5)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="seed must be a whole number"):
         world.people(seed=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("architecture", world.ARCHITECTURES)
+def test_other_architectures_and_sizes_learn_the_same_world(architecture):
+    lm = world.train(steps=60, architecture=architecture, size="small")
+    again = world.train(steps=60, architecture=architecture, size="small")
+    assert lm.kind.endswith("-4x64") and lm.name == f"tinyworld-{architecture}-small"
+    assert lm.fingerprint == again.fingerprint, "the same weights each time"
+    before = world.train(steps=1, architecture=architecture, size="small")
+    asked = [minilib.Request(f.prompts[0], f.subject, f.target) for f in world.facts()[:50]]
+    assert sum(lm.probability(asked)) > 3 * sum(before.probability(asked))
+
+
+@pytest.mark.parametrize("given", [{"architecture": "bert"}, {"size": "huge"}])
+def test_unknown_architectures_and_sizes_are_named(given):
+    with pytest.raises(ValueError, match="must be one of .*, not '(bert|huge)'"):
+        world.train(steps=1, **given)
