@@ -1,0 +1,57 @@
+"""Label answers of the comparison by hand, one by one, to see how often the rule of ``minilib.refusals`` is wrong.
+
+Eight answers a method, from the rows on five facts of SmolLM2, shuffled; neither method nor the rule's opinion is shown.
+The question is: does the model decline to answer? Run: python benchmarks/labelled_answers.py, and press y or n; it goes
+on where it stopped. (The stored labels were given when the third draw of the finetuned kind was not there yet.)
+"""
+
+import random
+import sys
+import time
+from typing import Any
+
+from scores import Rows
+
+from minilib import authors, benchmark, facts
+
+EACH, SEED = 8, 2026
+
+
+def forgotten(row: dict[str, Any]) -> list[facts.Fact]:
+    """What a row's answers are answers to: as ``benchmark.task`` draws it, without loading the model."""
+    if row["knowledge"] == "finetuned":
+        return authors.split(row["facts"] // len(authors.FORMS))[0]
+    draw = random.Random(f"{row['knowledge']} {row['facts']} {row['seed']}")
+    return draw.sample(facts.recorded()[: benchmark.MEASURED], row["facts"])
+
+
+def sample() -> list[tuple[str, str]]:
+    """Question and answer, none twice."""
+    draw, found = random.Random(SEED), {}
+    for row in benchmark.read(benchmark.RESULTS):
+        if "scores" in row and row["knowledge"] != "exact" and row["facts"] == 5:
+            pairs = [(f.asked.text, answer) for f, answer in zip(forgotten(row), row["answers"], strict=True)]
+            found.setdefault(row["method"], []).extend(pair for pair in pairs if pair[1])
+    chosen: list[tuple[str, str]] = []
+    for method in (m for m in found if m not in benchmark.REFERENCES):
+        draw.shuffle(found[method])
+        chosen += [pair for pair in dict.fromkeys(found[method]) if pair not in chosen][:EACH]
+    return draw.sample(chosen, len(chosen))
+
+
+def ask(question: str, answer: str) -> dict[str, Any]:
+    print(f"\n{question}\n    {answer}\nDoes it decline to answer? (y/n) ", end="", flush=True)
+    said = ""
+    while said not in ("y", "n"):
+        said = sys.stdin.readline().strip().lower()
+    return {"question": question, "answer": answer, "refusal": said == "y"}
+
+
+def main() -> None:
+    rows = Rows("labelled_answers", time.perf_counter(), {"each": EACH})
+    for question, answer in sample():
+        rows.keep("answers", f"{question} {answer}", lambda q=question, a=answer: ask(q, a))
+
+
+if __name__ == "__main__":
+    main()
