@@ -1,6 +1,6 @@
 """Label answers of the comparison by hand, one by one, to see how often the rule of ``minilib.refusals`` is wrong.
 
-Eight answers a method, from the rows on five facts of SmolLM2, shuffled; neither method nor the rule's opinion is shown.
+Eight answers a method, from the rows on five facts of SmolLM2, shuffled; neither method nor rule is shown beside them.
 The question is: does the model decline to answer? Run: python benchmarks/labelled_answers.py, and press y or n; it goes
 on where it stopped. (The stored labels were given when the third draw of the finetuned kind was not there yet.)
 """
