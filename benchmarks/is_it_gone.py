@@ -66,11 +66,15 @@ def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
     began = time.perf_counter()
     settings = benchmark.settings_of(job)
     lm = benchmark.apply(job, found, settings)
+    layers = written_to(lm)
     try:
         rows = attacked(lm, found, job.knowledge, job.seed)
     finally:
         while found.lm.edits:
             found.lm.edits[-1].undo()
+    # An oracle has no layers that were written to: the same ones are treated as in the model it stands beside.
+    reversed_too = "reversal" in attacks.rates(rows) and found.oracle is not None
+    alarms = each(attacks.reversal(found.oracle, found.forget, layers)) if reversed_too else {}
     steps = [row["by step"] for row in rows if row["attack"] == "relearning"]
     return {
         "method": job.method,
@@ -78,6 +82,7 @@ def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
         "settings": settings,
         "rates": {name: round(rate, 4) for name, rate in attacks.rates(rows).items()},
         "each": each(rows),
+        "alarms": alarms,
         "relearning": {str(step): round(statistics.fmean(row[step] for row in steps), 4) for step in (0, *STEPS)},
         "seconds": round(time.perf_counter() - began, 1),
     }
