@@ -585,7 +585,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(map(str, jobs)))
         return 0
     if given.processes:
-        return work(jobs, out, given.tuned, given.processes)
+        return work(jobs, out, given.tuned, given.processes, ["--quick"] if given.quick else [])
     for job in jobs:
         append(out, run(job, given.tuned))
     return 0
@@ -601,12 +601,15 @@ def _named(jobs: Sequence[Job], names: Sequence[str], parser: argparse.ArgumentP
     return list(dict.fromkeys(job for some in found for job in some))
 
 
-def work(jobs: Sequence[Job], out: Path, tuned: Path, processes: int) -> int:
-    """Run jobs, a few of the same cell to a process, which writes its rows itself. Returns how many have no row."""
+def work(jobs: Sequence[Job], out: Path, tuned: Path, processes: int, plan_of: Sequence[str] = ()) -> int:
+    """Run jobs, a few of the same cell to a process, which writes its rows itself. Returns how many have no row.
+
+    ``plan_of`` is handed on: the options that say in which plan the jobs are.
+    """
 
     def start(some: Sequence[Job]) -> str:
         command = [sys.executable, "-m", "minilib.benchmark", "--processes", "0", "--out", str(out)]
-        command += ["--tuned", str(tuned), *(["--tune"] if some[0].trial is not None else [])]
+        command += ["--tuned", str(tuned), *plan_of, *(["--tune"] if some[0].trial is not None else [])]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         names = [str(job) for job in some]
         ended = subprocess.run([*command, "--only", *names], env=os.environ | threads, capture_output=True, text=True)

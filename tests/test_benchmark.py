@@ -185,6 +185,18 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     assert all(row["provenance"]["threads"] == 1 for row in benchmark.read(out))
 
 
+@pytest.mark.slow
+def test_the_quick_plans_own_jobs_are_run_too(tmp_path):
+    """A cell that the full plan does not have: the process that works on it has to know of the quick one."""
+    out = tmp_path / "rows.jsonl"
+    quick = {str(job) for job in benchmark.plan(quick=True)}
+    (only,) = [job for job in quick - {str(job) for job in benchmark.plan()} if job.startswith("unedited")]
+    arguments = command("--quick", "--only", only, "--out", out, "--processes", 1)
+    ended = subprocess.run(arguments, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert [row["job"] for row in benchmark.read(out)] == [only]
+
+
 # ---- what is stored -----------------------------------------------------------------------------------
 
 
