@@ -2,8 +2,9 @@
 
 On tinyworld four people are forgotten, in three draws, and the oracle is the model trained without them; on the
 invented authors SmolLM2 forgets three, and the oracle was taught all but those. Settings are those that the trials of
-``minilib.benchmark`` chose. Run: python benchmarks/is_it_gone.py exact (eight minutes on one core), or finetuned (a
-quarter of an hour for each method); names of methods behind it restrict it to these. It goes on where it stopped.
+``minilib.benchmark`` chose. Run: python benchmarks/is_it_gone.py exact (some minutes on one core, most of them for
+training two of the oracles), or finetuned; names of methods behind it restrict it to these. It goes on where it
+stopped.
 """
 
 import statistics
@@ -24,31 +25,27 @@ METHODS = ("unedited", "oracle", *benchmark.EDITORS, *benchmark.GRADIENT)
 RATE = {"exact": 3e-4, "finetuned": 1e-5}  # of relearning
 STEPS = (1, 2, 5, 10, 20)
 LAYER = {"exact": 3, "finetuned": 20}  # of the probe
-LEADS = 5  # shown in relearning, so many of the forgotten facts
+SHOWN = 5  # of the forgotten facts, in relearning
 
 
 def written_to(lm: LM) -> list[int]:
-    """The layers whose W the edits in force have changed, as an attacker who knows where to look would have it."""
+    """The layers whose W the edits in force have changed, for who knows where to look; none where all have."""
     names = {name for edit in lm.edits for name in edit.deltas}
-    return [layer for layer in range(lm.n_layers) if lm.weight_name(layer) in names]
+    layers = [layer for layer in range(lm.n_layers) if lm.weight_name(layer) in names]
+    return layers if len(layers) < lm.n_layers else []
 
 
-def attacked(lm: LM, found: benchmark.Task, knowledge: str, seed: int) -> list[attacks.Row]:
+def attacked(lm: LM, found: benchmark.Task, knowledge: str, seed: int, layers: list[int]) -> list[attacks.Row]:
     """All attacks that apply to a model, as rows."""
     asked = found.forget
-    said = lm.generate([f.request(f.answer, lm.has_chat) for f in asked], max_new_tokens=24)
-    rows = [
-        {"attack": "none", "fact": f.asked.text, "asked": f.asked.text, "said": s, "recovered": f.answered_by(s)}
-        for f, s in zip(asked, said, strict=True)
-    ]
+    rows = attacks.none(lm, asked)
     rows += attacks.rephrasings(lm, asked)
     rows += attacks.sampling(lm, asked, seed=seed)
-    shown = found.forget_said[:: len(asked) // LEADS][:LEADS]
+    shown = found.forget_said[:: len(asked) // SHOWN][:SHOWN]
     rows += attacks.relearning(lm, asked, shown, steps=STEPS, lr=RATE[knowledge], seed=seed)
     for bits in (8, 4):
         rows += attacks.quantisation(lm, asked, bits=bits)
-    layers = written_to(lm)
-    if 0 < len(layers) < lm.n_layers:
+    if layers:
         rows += attacks.reversal(lm, asked, layers)
     if any(edit.method in ("grace", "wise") for edit in lm.edits):
         rows += attacks.unguarded(lm.edits[-1], asked)
@@ -68,13 +65,12 @@ def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
     lm = benchmark.apply(job, found, settings)
     layers = written_to(lm)
     try:
-        rows = attacked(lm, found, job.knowledge, job.seed)
+        rows = attacked(lm, found, job.knowledge, job.seed, layers)
     finally:
         while found.lm.edits:
             found.lm.edits[-1].undo()
     # An oracle has no layers that were written to: the same ones are treated as in the model it stands beside.
-    reversed_too = "reversal" in attacks.rates(rows) and found.oracle is not None
-    alarms = each(attacks.reversal(found.oracle, found.forget, layers)) if reversed_too else {}
+    alarms = each(attacks.reversal(found.oracle, found.forget, layers)) if layers else {}
     steps = [row["by step"] for row in rows if row["attack"] == "relearning"]
     return {
         "method": job.method,

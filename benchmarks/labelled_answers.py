@@ -12,17 +12,9 @@ from typing import Any
 
 from scores import Rows
 
-from minilib import authors, benchmark, facts
+from minilib import benchmark
 
 EACH, SEED = 8, 2026
-
-
-def forgotten(row: dict[str, Any]) -> list[facts.Fact]:
-    """What a row's answers are answers to: as ``benchmark.task`` draws it, without loading the model."""
-    if row["knowledge"] == "finetuned":
-        return authors.split(row["facts"] // len(authors.FORMS))[0]
-    draw = random.Random(f"{row['knowledge']} {row['facts']} {row['seed']}")
-    return draw.sample(facts.recorded()[: benchmark.MEASURED], row["facts"])
 
 
 def sample() -> list[tuple[str, str]]:
@@ -30,7 +22,9 @@ def sample() -> list[tuple[str, str]]:
     draw, found = random.Random(SEED), {}
     for row in benchmark.read(benchmark.RESULTS):
         if "scores" in row and row["knowledge"] != "exact" and row["facts"] == 5:
-            pairs = [(f.asked.text, answer) for f, answer in zip(forgotten(row), row["answers"], strict=True)]
+            job = benchmark.Job(row["method"], row["knowledge"], row["facts"], row["seed"])
+            asked = [f.asked.text for f in benchmark.forgotten(job)]
+            pairs = list(zip(asked, row["answers"], strict=True))
             found.setdefault(row["method"], []).extend(pair for pair in pairs if pair[1])
     chosen: list[tuple[str, str]] = []
     for method in (m for m in found if m not in benchmark.REFERENCES):

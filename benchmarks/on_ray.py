@@ -28,15 +28,14 @@ def row_of(job: benchmark.Job) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="the file of rows to go on with")
-    parser.add_argument("--only", nargs="+", default=[], help="these jobs alone, by name or part of a name")
+    parser.add_argument("--only", nargs="+", metavar="JOB", help="these jobs alone, by name or part of a name")
     parser.add_argument("--tune", action="store_true", help="the trials in place of the comparison")
     parser.add_argument("--address", help="of a running cluster; without it Ray starts on this machine")
     parser.add_argument("--workers", type=int, help="how many at once on this machine (default: one a core)")
     given = parser.parse_args()
     done = {row["job"] for row in benchmark.read(given.out)}
-    parts = given.only or [""]
-    left = [job for job in benchmark.plan(tune=given.tune) if any(part in str(job) for part in parts)]
-    left = [job for job in left if str(job) not in done]
+    jobs = benchmark.plan(tune=given.tune)
+    left = [job for job in benchmark.named(jobs, given.only or [""], parser) if str(job) not in done]
     ray.init(address=given.address, **({} if given.address else {"num_cpus": given.workers}))
     running = {row_of.remote(job): job for job in left}
     failed = 0

@@ -64,6 +64,12 @@ CHOICES = 2  # of which one is right
 # ---- asking -------------------------------------------------------------------------------------------
 
 
+def none(edited: LM | Edit, forgotten: Forgotten, max_new_tokens: int = 24) -> list[Row]:
+    """No attack: each fact's own question, as the edit was made for; what all others are compared with."""
+    lm, facts = _check(edited, forgotten)
+    return _rows("none", facts, _say(lm, facts, max_new_tokens))
+
+
 def rephrasings(edited: LM | Edit, forgotten: Forgotten, max_new_tokens: int = 24) -> list[Row]:
     """Ask in other words: ``recovered`` where one of a fact's rephrasings is answered."""
     lm, facts = _check(edited, forgotten)

@@ -232,7 +232,7 @@ class Task:
 
 def task(job: Job) -> Task:
     """Load the model and draw the facts of a job: the same ones for every method."""
-    draw = random.Random(f"{job.knowledge} {job.facts} {job.seed}")
+    draw = _draw(job)
     made = {"pretrained": _pretrained, "finetuned": _finetuned, "exact": _exact}[job.knowledge](job, draw)
     shown = {f.asked.text for f in (*made.forget, *made.retain)}
     made.outside = [(kind, q) for kind, q in dict.fromkeys(made.outside) if q.text not in shown]
@@ -251,14 +251,36 @@ def task(job: Job) -> Task:
     return made
 
 
+def forgotten(job: Job) -> list[Fact]:
+    """The facts that a job on SmolLM2 forgets, as ``task`` draws them, without loading the model."""
+    if job.knowledge == "finetuned":
+        return authors.split(_authors(job))[0]
+    if job.knowledge == "pretrained":
+        return _draw(job).sample(_known(job), job.facts)
+    raise ValueError(f"job {job} is of tinyworld, whose facts come with task(job)")
+
+
+def _draw(job: Job) -> random.Random:
+    return random.Random(f"{job.knowledge} {job.facts} {job.seed}")
+
+
+def _authors(job: Job) -> int:
+    return job.facts // len(authors.FORMS)
+
+
 def _around(forget: Sequence[Fact]) -> list[tuple[str, Question]]:
     found = [(kind, q) for f in forget for kind, q in zip(("neighbour", "subject"), f.neighbours, strict=True)]
     return found + [("unrelated", f.unrelated) for f in forget if f.unrelated]
 
 
-def _pretrained(job: Job, draw: random.Random) -> Task:
+def _known(job: Job) -> list[Fact]:
+    """What is drawn from: for tuning other facts than those that are measured."""
     known = facts.recorded()
-    known = known[MEASURED:] if job.trial is not None else known[:MEASURED]
+    return known[MEASURED:] if job.trial is not None else known[:MEASURED]
+
+
+def _pretrained(job: Job, draw: random.Random) -> Task:
+    known = _known(job)
     forget = draw.sample(known, job.facts)
     around = _around(forget)
     asked = {q.text for _, q in around}
@@ -270,7 +292,7 @@ def _pretrained(job: Job, draw: random.Random) -> Task:
 
 
 def _finetuned(job: Job, draw: random.Random) -> Task:
-    many = job.facts // len(authors.FORMS)
+    many = _authors(job)
     forget, rest = authors.split(many)
     rest = draw.sample(rest, len(rest))
     retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 10]
@@ -578,20 +600,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = given.out or Path("tuning.jsonl" if given.tune else "benchmark.jsonl")
     jobs = plan(given.quick, given.tune)
     if given.only:
-        jobs = _named(jobs, given.only, parser)
+        jobs = named(jobs, given.only, parser)
     done = {row["job"] for row in read(out)}
     jobs = [job for job in jobs if str(job) not in done]
     if given.list:
         print("\n".join(map(str, jobs)))
         return 0
     if given.processes:
-        return work(jobs, out, given.tuned, given.processes, ["--quick"] if given.quick else [])
+        return work(
+            jobs, out, given.tuned, given.processes, [f"--{name}" for name in ("quick", "tune") if getattr(given, name)]
+        )
     for job in jobs:
         append(out, run(job, given.tuned))
     return 0
 
 
-def _named(jobs: Sequence[Job], names: Sequence[str], parser: argparse.ArgumentParser) -> list[Job]:
+def named(jobs: Sequence[Job], names: Sequence[str], parser: argparse.ArgumentParser) -> list[Job]:
     """The jobs of these names; a name that is no job's stands for all in whose names it occurs."""
     full = {str(job): job for job in jobs}
     found = [[full[name]] if name in full else [job for job in jobs if name in str(job)] for name in names]
@@ -609,7 +633,7 @@ def work(jobs: Sequence[Job], out: Path, tuned: Path, processes: int, plan_of: S
 
     def start(some: Sequence[Job]) -> str:
         command = [sys.executable, "-m", "minilib.benchmark", "--processes", "0", "--out", str(out)]
-        command += ["--tuned", str(tuned), *plan_of, *(["--tune"] if some[0].trial is not None else [])]
+        command += ["--tuned", str(tuned), *plan_of]
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         names = [str(job) for job in some]
         ended = subprocess.run([*command, "--only", *names], env=os.environ | threads, capture_output=True, text=True)

@@ -251,12 +251,12 @@ def _plain_tokenizer(folder: Path, begins: bool) -> None:
     }
     if "chat_template" in config:
         kept["chat_template"] = config["chat_template"]
-    first = kept["bos_token"] if begins else None
-    processor = (
-        TemplateProcessing(f"{first} $0", f"{first} $A $B", [(first, _id_of(tokenizer, first))]) if first else None
-    )
-    content = json.loads(processor.__getstate__()) if processor else None
-    file.write_text(json.dumps({**tokenizer, "post_processor": content}, ensure_ascii=False), "utf8")
+    processor = None
+    if begins:
+        first = kept["bos_token"]
+        template = TemplateProcessing(f"{first} $0", f"{first} $A $B", [(first, _id_of(tokenizer, first))])
+        processor = json.loads(template.__getstate__())
+    file.write_text(json.dumps({**tokenizer, "post_processor": processor}, ensure_ascii=False), "utf8")
     about.write_text(json.dumps(kept, indent=2, ensure_ascii=False), "utf8")
 
 

@@ -30,11 +30,11 @@ import gzip
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
@@ -65,7 +65,9 @@ ANSWER_WEIGHT = 20.0
 CONTEXT = 128
 BOS, EOS, PAD, UNK = range(4)  # the special tokens' numbers
 
-ARCHITECTURES = ("llama", "gpt2", "gpt_neox", "gemma3")
+ARCHITECTURES: dict[str, type[PretrainedConfig]] = {
+    "llama": LlamaConfig, "gpt2": GPT2Config, "gpt_neox": GPTNeoXConfig, "gemma3": Gemma3TextConfig,
+}  # fmt: skip
 SIZES = {"small": (64, 4), "medium": (96, 6), "large": (144, 8)}  # width, layers; the MLP is four times as wide
 
 FIRST = """Ada Alma Amir Anouk Astrid Bela Bruno Carmen Cyril Dalia Darius Edda Elio Esra Farah Felix Greta Hana Hugo
@@ -317,21 +319,14 @@ def train(
 
 def _untrained(words: int, generator: torch.Generator, architecture: str, width: int, layers: int) -> PreTrainedModel:
     """The model before its first step. Its weights come from `generator` alone."""
-    ends: dict[str, int] = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
-    common: dict[str, Any] = {"vocab_size": words, "tie_word_embeddings": True, **ends}
-    usual = common | {
-        "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": 4,
-        "max_position_embeddings": CONTEXT,
-    }  # fmt: skip
-    off = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    configs: dict[str, Callable[[], PretrainedConfig]] = {
-        "llama": lambda: LlamaConfig(**usual),
-        "gpt2": lambda: GPT2Config(n_embd=width, n_layer=layers, n_head=4, n_positions=CONTEXT, **off, **common),
-        "gpt_neox": lambda: GPTNeoXConfig(**usual),
-        "gemma3": lambda: Gemma3TextConfig(**usual, num_key_value_heads=4, head_dim=width // 4),
-    }
+    config = ARCHITECTURES[architecture](  # which passes over what it does not know
+        vocab_size=words, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, head_dim=width // 4, max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):  # the constructor draws weights from torch's own generator
-        model = AutoModelForCausalLM.from_config(configs[architecture]()).float()
+        model = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:  # the norms stay as they are, and biases at zero

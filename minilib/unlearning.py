@@ -59,7 +59,7 @@ OWN: dict[str, dict[str, Any]] = {  # of one method alone
     "refusal_tuning": {},
     "rmu": {"layer": None, "steering": 6.5, "alpha": 1200.0},
 }
-CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmark``, where it says "all" for each method
+CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmark``; "all" is of every method
     "llama-30x576": {  # SmolLM2-135M
         "all": {"lr": 1e-5, "steps": 12, "batch_size": 4},
         **dict.fromkeys(("kl", "dpo", "npo"), {"lr": 2e-5, "retain_weight": 5.0}),

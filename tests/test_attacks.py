@@ -28,6 +28,7 @@ def share(rows):
 
 
 EVERY = {
+    "none": lambda lm: attacks.none(lm, SOME),
     "rephrasings": lambda lm: attacks.rephrasings(lm, SOME),
     "sampling": lambda lm: attacks.sampling(lm, SOME, k=3),
     "relearning": lambda lm: attacks.relearning(lm, SOME, TRUE[:4], steps=[1, 2], lr=1e-3),

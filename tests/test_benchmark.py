@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from minilib import benchmark
+from minilib import authors, benchmark
 from minilib.benchmark import METHODS, Job
 
 STORED = {row["job"]: row for row in benchmark.read(benchmark.RESULTS)}
@@ -183,6 +183,15 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert Counter(row["job"] for row in benchmark.read(out)) == Counter(wanted)
     assert all(row["provenance"]["threads"] == 1 for row in benchmark.read(out))
+
+
+@pytest.mark.slow
+def test_what_is_forgotten_is_known_without_the_model():
+    job = benchmark.Job("rome", "pretrained", 2, 1)
+    assert benchmark.forgotten(job) == benchmark.task(job).forget
+    assert benchmark.forgotten(benchmark.Job("rome", "finetuned", 10, 0)) == authors.split(2)[0]
+    with pytest.raises(ValueError, match="whose facts come with task"):
+        benchmark.forgotten(benchmark.Job("rome", "exact", 20, 0))
 
 
 @pytest.mark.slow
