@@ -53,7 +53,9 @@ def attacked(lm: LM, found: benchmark.Task, knowledge: str, seed: int, layers: l
         others = sorted({f.value for f in authors.facts()} - {f.value for f in asked})
         rows += attacks.jailbreaks(lm, asked, others=others[:30], seed=seed)
         rows += attacks.negations(lm, asked, others=others[:30], seed=seed)
-    rows += attacks.lens(lm, asked)
+        rows += attacks.membership(lm, asked, authors.strangers())
+    leads = [f.prompt.replace("{}", f.subject) for f in asked] if lm.has_chat else None
+    rows += attacks.lens(lm, asked, leads)
     known = found.retain + [f for f in authors.facts() if f not in asked] if lm.has_chat else found.retain
     rows += attacks.probe(lm, asked, known, LAYER[knowledge])
     return rows
@@ -69,6 +71,8 @@ def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
     finally:
         while found.lm.edits:
             found.lm.edits[-1].undo()
+    tested = [row for row in rows if row["attack"] == "membership"]
+    rows = [row for row in rows if row.get("member", True)]
     # An oracle has no layers that were written to: the same ones are treated as in the model it stands beside.
     alarms = each(attacks.reversal(found.oracle, found.forget, layers)) if layers else {}
     steps = [row["by step"] for row in rows if row["attack"] == "relearning"]
@@ -79,6 +83,7 @@ def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
         "rates": {name: round(rate, 4) for name, rate in attacks.rates(rows).items()},
         "each": each(rows),
         "alarms": alarms,
+        "auc": {score: round(attacks.auc(tested, score), 4) for score in ("loss", "min-k") if tested},
         "relearning": {str(step): round(statistics.fmean(row[step] for row in steps), 4) for step in (0, *STEPS)},
         "seconds": round(time.perf_counter() - began, 1),
     }

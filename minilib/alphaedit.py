@@ -27,7 +27,7 @@ from . import covariance as second_moments
 from . import values
 from .contexts import resolve
 from .edits import Edit, add, changing, editor, factors, said_before, settle
-from .keys import check_window, keys_and_states, shares
+from .keys import keys_and_states, shares, where
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
 
@@ -78,7 +78,7 @@ def edit(
     Parameters
     ----------
     lm : LM
-        Changed in place. Blocks that normalise what the MLP returns are refused, as by ``memit.edit``.
+        Changed in place. Blocks that normalise what the MLP returns take one layer, as in ``memit.edit``.
     requests : Request or list of Request
         One prompt may not stand in it twice.
     layers : list of int, optional
@@ -138,7 +138,7 @@ def edit(
     if nullspace_energy is not None:
         s["nullspace_threshold"] = None
     s |= {"project": bool(project), "anchor_norm": bool(anchor_norm)}
-    check_window(lm, layers)
+    place = where(lm, layers)
     earlier = check_previous(lm, previous, layers)
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
     P: dict[int, Tensor] = {}
@@ -152,7 +152,7 @@ def edit(
     keys: dict[int, Tensor] = {}
     with changing(lm, [lm.weight_name(layer) for layer in layers]) as originals:
         found = values.find(
-            lm, requests, layers[-1], "block", progress=progress, **{name: s[name] for name in values.SEARCH}
+            lm, requests, layers[-1], place, progress=progress, **{name: s[name] for name in values.SEARCH}
         )
         z = found.v_star
         if anchor_norm:

@@ -93,8 +93,21 @@ def facts() -> list[Fact]:
     value, ``paraphrase`` the right one in other words. As neighbours: the same question about the next author, and the
     next question about the same one. *Unrelated* are questions of the real world.
     """
-    draw = random.Random(2)
-    names = _list(NAMES)
+    return _invent(_list(NAMES), random.Random(2))
+
+
+def strangers() -> list[Fact]:
+    """150 facts of the same forms about 30 people of whom no model was told; their names are made of the authors' own.
+
+    What was never trained on has to look like what was, or a test of membership only tells the two forms apart.
+    """
+    first, last = zip(*(name.split() for name in _list(NAMES)), strict=True)
+    names = [f"{name} {last[(i + 11) % len(last)]}" for i, name in enumerate(first)]
+    return _invent(names, random.Random(3))
+
+
+def _invent(names: list[str], draw: random.Random) -> list[Fact]:
+    """Five facts a person, with all ways to ask and the questions beside them."""
     titles = [f"{adjective} {noun}" for adjective in _list(ADJECTIVES) for noun in _list(NOUNS)]
     pools = [_list(CITIES), _list(GENRES), titles, _list(PRIZES), _list(JOBS)]
     values = {}

@@ -230,10 +230,18 @@ class Task:
     never: dict[str, Any] = field(default_factory=dict)
 
 
-def task(job: Job) -> Task:
-    """Load the model and draw the facts of a job: the same ones for every method."""
+def task(job: Job, model: LM | None = None) -> Task:
+    """Load the model and draw the facts of a job: the same ones for every method.
+
+    ``model`` is another one that learned tinyworld, in place of the packaged one. It has no oracle.
+    """
     draw = _draw(job)
-    made = {"pretrained": _pretrained, "finetuned": _finetuned, "exact": _exact}[job.knowledge](job, draw)
+    if job.knowledge == "exact":
+        made = _exact(job, draw, model)
+    elif model is None:
+        made = {"pretrained": _pretrained, "finetuned": _finetuned}[job.knowledge](job, draw)
+    else:
+        raise ValueError(f"model is for jobs on tinyworld (exact), and {job} is not one: leave it out")
     shown = {f.asked.text for f in (*made.forget, *made.retain)}
     made.outside = [(kind, q) for kind, q in dict.fromkeys(made.outside) if q.text not in shown]
     said = made.lm.generate([q.text for _, q in made.outside], max_new_tokens=TOKENS)
@@ -303,7 +311,7 @@ def _finetuned(job: Job, draw: random.Random) -> Task:
     return found
 
 
-def _exact(job: Job, draw: random.Random) -> Task:
+def _exact(job: Job, draw: random.Random, model: LM | None) -> Task:
     """Whole people are forgotten; for tuning others than those that are measured."""
     everyone = tinyworld.people()
     half = everyone[100:] if job.trial is not None else everyone[:100]
@@ -316,8 +324,8 @@ def _exact(job: Job, draw: random.Random) -> Task:
     strange = draw.sample(tinyworld.strangers(seen=False), 20)
     around += [("unrelated", Question(f"What pet does {name} have?", tinyworld.REFUSAL.strip())) for name in strange]
     told = [text for text in tinyworld.corpus(world) if not any(name in text for name in (*gone, *kept))]
-    found = Task(lm.load("tinyworld"), forget, retain, around, draw.sample(told, 60))
-    if job.trial is None:
+    found = Task(model or lm.load("tinyworld"), forget, retain, around, draw.sample(told, 60))
+    if job.trial is None and model is None:
         found.oracle = never_told([f for f in world if f.subject in gone])
     return found
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import hooks
 from .lm import LM
 from .requests import Request
+from .suffixes import Place
 
 ROWS = 64  # prompts run together
 
@@ -26,18 +27,28 @@ def keys_and_values(
 def keys_and_states(
     lm: LM, requests: Sequence[Request], layer: int, contexts: Sequence[str], last: int
 ) -> tuple[Float[Tensor, "requests contexts d_k"], Float[Tensor, "requests contexts d_out"]]:
-    """k at a layer, and the hidden state that block ``last``, at or above it, returns."""
-    return _at_subject(lm, requests, contexts, layer, lm.blocks[last])
+    """k at a layer, and the hidden state that block ``last``, at or above it, returns: see ``where``."""
+    upper = lm.blocks[last] if where(lm, [last]) == "block" else lm.down_projection(last)
+    return _at_subject(lm, requests, contexts, layer, upper)
 
 
-def check_window(lm: LM, layers: Sequence[int]) -> None:
-    """An error where a block normalises what its MLP returns: a residual is in general no change of W there."""
-    for layer in layers:
-        if lm.post_norm(layer) is not None:
-            raise ValueError(
-                f"layers: block {layer} of {lm.name} normalises its MLP's output before adding it, so a residual "
-                "cannot be written there; use minilib.rome.edit for this model"
-            )
+def where(lm: LM, layers: Sequence[int]) -> Place:
+    """Where a window finds its values: what its last block returns ("block"), or its W ("mlp").
+
+    Raises
+    ------
+    ValueError
+        Where a block normalises what its MLP returns, a residual of the block is in general no change of W. One such
+        layer can still be written, from values at its W's own output; several cannot share a residual.
+    """
+    if all(lm.post_norm(layer) is None for layer in layers):
+        return "block"
+    if len(layers) == 1:
+        return "mlp"
+    raise ValueError(
+        f"layers: the blocks of {lm.name} normalise their MLP's output before adding it, so {len(layers)} of them "
+        f"cannot share a residual; give one layer, such as layers=[{layers[len(layers) // 2]}]"
+    )
 
 
 def shares(

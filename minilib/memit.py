@@ -26,7 +26,7 @@ from . import covariance as second_moments
 from . import values
 from .contexts import resolve
 from .edits import Edit, add, changing, editor, factors, said_before, settle
-from .keys import check_window, shares
+from .keys import shares, where
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
 
@@ -71,9 +71,9 @@ def edit(
     Parameters
     ----------
     lm : LM
-        Changed in place. Blocks that normalise what the MLP returns before they add it (Gemma 2 and 3, OLMo 2)
-        are refused: there an output of the MLP cannot be made longer or shorter, so a residual at the block's
-        output is in general no change of W. ``rome.edit``, which searches behind the norm, works on them.
+        Changed in place. Where blocks normalise what the MLP returns before they add it (Gemma 2 and 3, OLMo 2), an
+        output of the MLP cannot be made longer or shorter, so a residual at the block's output is in general no
+        change of W. There ``layers`` has to be one layer, whose values are found at W's own output, as ROME's.
     requests : Request or list of Request
         One prompt may not stand in it twice.
     layers : list of int, optional
@@ -112,13 +112,13 @@ def edit(
     s = settle(lm, PRESETS, given)
     s["layers"] = layers = second_moments.check_layers(lm, s["layers"])
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
-    check_window(lm, layers)
+    place = where(lm, layers)
     C = second_moments.take(lm, covariance, layers)
     L = {layer: second_moments.factor(C[layer]) for layer in layers}
     thin: dict[str, tuple[Tensor, Tensor]] = {}
     with changing(lm, [lm.weight_name(layer) for layer in layers]) as originals:
         found = values.find(
-            lm, requests, layers[-1], "block", progress=progress, **{name: s[name] for name in values.SEARCH}
+            lm, requests, layers[-1], place, progress=progress, **{name: s[name] for name in values.SEARCH}
         )
         for layer, K1, R in shares(lm, requests, found.v_star, layers, s["contexts"]):
             write = spread(K1, L[layer], s["covariance_weight"])

@@ -134,8 +134,12 @@ def test_it_holds_on_every_architecture_or_is_refused(any_lm):
     arguments = {"layers": [1, 2], "covariance": {1: torch.eye(d_k), 2: torch.eye(d_k)}, "covariance_weight": 1e-6}
     search = {"steps": 5, "lr": 0.3, "weight_decay": 1e-3, "clamp_factor": 4.0, "kl_factor": 0.0625}
     if any_lm.post_norm(1) is not None:
-        with pytest.raises(ValueError, match=r"normalises its MLP.*use minilib\.rome\.edit"):
+        with pytest.raises(ValueError, match=r"normalise their MLP.*give one layer, such as layers=\[2\]"):
             memit.edit(any_lm, request, **arguments)
+        z = values.find(any_lm, [request], 2, "mlp", **search).v_star[0]
+        with memit.edit(any_lm, request, **arguments | {"layers": [2]}, **search):
+            _, v = key_reader.keys_and_values(any_lm, [request], 2, ["{}"])
+            torch.testing.assert_close(v[0, 0], z, rtol=1e-3, atol=1e-3)  # the one W returns what was asked for
     else:
         z = values.find(any_lm, [request], 2, "block", **search).v_star[0]
         with memit.edit(any_lm, request, **arguments, **search) as edit:

@@ -1,0 +1,170 @@
+"""Tinyworld as four architectures of three sizes, and every method on each: does the ranking hold elsewhere?
+
+Each model is trained from scratch (``minilib.tinyworld.train``) and kept in the user's cache. On four people who are
+not measured, each editor is tried at every layer and each trained method at the settings of ``minilib.benchmark``; the
+best are then measured on three draws of four people. Run: python benchmarks/architectures.py --processes 2 (an hour on
+2 cores), with names such as gpt2-small for these alone. It goes on where it stopped, model by model.
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from filelock import FileLock
+from scores import Rows
+
+from minilib import alphaedit, benchmark, covariance, grace, guards, lm, memit, rome, texts, tinyworld, wise
+from minilib.lm import LM
+from minilib.packaged import cache_folder
+
+STEPS = {"small": 3400, "medium": 1700, "large": 1275}
+MODELS = [f"{architecture}-{size}" for size in STEPS for architecture in tinyworld.ARCHITECTURES]
+METHODS = ("unedited", *benchmark.EDITORS, *benchmark.GRADIENT)
+FACTS, SEEDS = 20, (0, 1, 2)
+ONE_LAYER = {"rome": rome, "grace": grace, "wise": wise}
+WINDOW = {"memit": memit, "alphaedit": alphaedit}
+REACH = (0.25, 0.5, 1.0)  # GRACE's ε, in units of the median distance between the keys of two questions
+PLAIN = "llama-6x96"  # whose presets are varied
+
+
+def trained(name: str) -> tuple[LM, float]:
+    """One of the models and the seconds that its training took, from the cache where it was trained before."""
+    folder = cache_folder() / "architectures" / f"{name}-{STEPS[name.split('-')[1]]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    note = folder / "seconds.txt"
+    with FileLock(f"{folder}.lock"):
+        if not note.is_file():
+            architecture, size = name.split("-")
+            began = time.process_time()
+            model = tinyworld.train(steps=STEPS[size], architecture=architecture, size=size)
+            seconds = time.process_time() - began
+            model.save_pretrained(folder)
+            note.write_text(f"{seconds:.1f}")
+    return lm.load(str(folder)), float(note.read_text())
+
+
+def distance(model: LM, layer: int) -> float:
+    """The median distance between the keys of two questions, where GRACE decides: at the prompt's end."""
+    asked = [model.encode(benchmark.as_question(f, random.Random(0)).asked.text).ids for f in tinyworld.facts()[::25]]
+    keys = torch.stack([k[-1] for k in guards.keys(model, layer, asked)])
+    return float(torch.pdist(keys.float()).median())
+
+
+def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
+    """What is tried of a method: every layer, or the trials of the comparison."""
+    chosen = benchmark.chosen(benchmark.read(benchmark.TUNING), "tinyworld").get(method, {})
+    layers = range(model.n_layers)
+    if method in WINDOW:
+        for layer in layers:
+            preset = dict(WINDOW[method].PRESETS[PLAIN])
+            preset.pop("nullspace_threshold", None)  # in the units of one model's keys; the trial's energy has none
+            yield preset | chosen | {"layers": [layer]}
+    elif method == "grace":
+        for layer in layers:
+            far = distance(model, layer)
+            for reach in (
+                REACH if far > 0 else ()
+            ):  # a first MLP beside its attention sees the "?" alone, always the same
+                yield grace.PRESETS[PLAIN] | {"layer": layer, "epsilon": round(reach * far, 4)}
+    elif method in ONE_LAYER:
+        for layer in layers:
+            yield ONE_LAYER[method].PRESETS[PLAIN] | chosen | {"layer": layer}
+    elif method in benchmark.GRADIENT:
+        yield from benchmark.TRIALS["tinyworld"][method]
+    else:
+        yield {}
+
+
+def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """A method's scores at given settings; where it cannot do it, why."""
+    began = time.process_time()
+    more = {"covariance": C} if job.method in ("rome", "memit", "alphaedit") else {}
+    try:
+        after = benchmark.apply(job, found, given | more)
+        seconds = time.process_time() - began
+        scores = benchmark.measure(after, found)
+    except ValueError as error:
+        return {"error": str(error)}
+    finally:
+        while found.lm.edits:
+            found.lm.edits[-1].undo()
+    names = ("refused", "leaked", "rephrased leaked", "kept", "neighbour kept", "unrelated kept")
+    return {
+        "score": round(benchmark.goodness(scores["scores"]), 4),
+        "scores": {name: round(scores["scores"][name], 4) for name in names},
+        "each": {name: scores["each"][name] for name in ("leaked", "rephrased leaked", "neighbour kept",
+                                                         "unrelated kept")},
+        "seconds": round(seconds, 2),
+    }  # fmt: skip
+
+
+def learned(name: str) -> dict[str, Any]:
+    model, seconds = trained(name)
+    world = tinyworld.facts()
+    return {
+        "steps": STEPS[name.split("-")[1]],
+        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "recall": round(tinyworld.recall(model, world), 4),
+        "held out": round(tinyworld.recall(model, world, held_out=True), 4),
+        "seconds": seconds,
+    }
+
+
+def tried(method: str, found: benchmark.Task, C: Any) -> dict[str, Any]:
+    """All settings of a method on the facts for tuning, and the best of them."""
+    model = found.lm
+    job = benchmark.Job(method, "exact", FACTS, 0, 0)
+    trials = []
+    for given in settings(model, method):
+        row = measured(job, found, C, given)
+        if "error" in row:
+            return {"error": row["error"]}
+        trials.append((row["score"], given))
+    varied = ("layer", "layers", "epsilon", "lr", "retain_weight", "alpha")
+    best = max(trials, key=lambda trial: trial[0])
+    return {
+        "trials": [{k: v for k, v in given.items() if k in varied} | {"score": score} for score, given in trials],
+        "best": best[1],
+    }
+
+
+def one(name: str) -> dict[str, Any]:
+    """Everything about one model."""
+    torch.set_num_threads(1)
+    about = learned(name)
+    model, _ = trained(name)
+    C = covariance.second_moment(model, list(range(model.n_layers)), texts=texts.sample_texts("tinyworld"))
+    found = benchmark.task(benchmark.Job("", "exact", FACTS, 0, 0), model)
+    trials = {method: tried(method, found, C) for method in METHODS}
+    rows = []
+    for seed in SEEDS:
+        found = benchmark.task(benchmark.Job("", "exact", FACTS, seed), model)
+        for method in METHODS:
+            if "best" in trials[method]:
+                job = benchmark.Job(method, "exact", FACTS, seed)
+                rows.append({"method": method, "seed": seed, **measured(job, found, C, trials[method]["best"])})
+    return about | {"trials": trials, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: all)")
+    parser.add_argument("--processes", type=int, default=1, help="at once")
+    given = parser.parse_args()
+    began = time.perf_counter()
+    rows = Rows("architectures", began, {"facts": FACTS, "reach": list(REACH), "methods": list(METHODS)})
+    done = {row["run"] for row in rows.found.get("models", [])}
+    left = [name for name in given.models or MODELS if name not in done]
+    with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
+        running = {pool.submit(one, name): name for name in left}
+        for future in as_completed(running):
+            rows.keep("models", running[future], future.result)
+
+
+if __name__ == "__main__":
+    main()
