@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -452,7 +453,10 @@ def measure(after: LM, found: Task) -> dict[str, Any]:
         scores["on topic"] = statistics.fmean(refusals.on_topic(a, r.subject) for r, a in declined)
         scores["polite"] = statistics.fmean(refusals.is_polite(a) for _, a in declined)
         with _as_before(after, before):
-            spoken = metrics.fluency(before, [r for r, _ in declined], [a for _, a in declined])
+            # A mark in front of the sentence is none of it, and tinyworld cannot read a text that begins so.
+            spoken = metrics.fluency(
+                before, [r for r, _ in declined], [re.sub(r"^[?!.,]+", "", a) for _, a in declined]
+            )
         scores["fluency"] = statistics.median(spoken)
     scores |= _utility(after, found, answers, left)
     return {"scores": {name: round(value, 5) for name, value in scores.items()},
