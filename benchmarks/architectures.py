@@ -28,7 +28,7 @@ METHODS = ("unedited", *benchmark.EDITORS, *benchmark.GRADIENT)
 FACTS, SEEDS = 20, (0, 1, 2)
 ONE_LAYER = {"rome": rome, "grace": grace, "wise": wise}
 WINDOW = {"memit": memit, "alphaedit": alphaedit}
-REACH = (0.25, 0.5, 1.0)  # GRACE's ε, in units of the median distance between the keys of two questions
+REACH = (0.1, 0.25, 0.5)  # GRACE's ε, in units of the median distance between the keys of two questions
 PLAIN = "llama-6x96"  # whose presets are varied
 
 

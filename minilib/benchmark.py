@@ -243,6 +243,11 @@ def task(job: Job, model: LM | None = None) -> Task:
         made = {"pretrained": _pretrained, "finetuned": _finetuned}[job.knowledge](job, draw)
     else:
         raise ValueError(f"model is for jobs on tinyworld (exact), and {job} is not one: leave it out")
+    return prepared(made)
+
+
+def prepared(made: Task) -> Task:
+    """Ask the model what the task needs to know: which questions outside it answers, and in which sentences."""
     shown = {f.asked.text for f in (*made.forget, *made.retain)}
     made.outside = [(kind, q) for kind, q in dict.fromkeys(made.outside) if q.text not in shown]
     said = made.lm.generate([q.text for _, q in made.outside], max_new_tokens=TOKENS)
@@ -277,7 +282,8 @@ def _authors(job: Job) -> int:
     return job.facts // len(authors.FORMS)
 
 
-def _around(forget: Sequence[Fact]) -> list[tuple[str, Question]]:
+def around(forget: Sequence[Fact]) -> list[tuple[str, Question]]:
+    """The questions beside some facts, with their kinds: what an edit has to spare."""
     found = [(kind, q) for f in forget for kind, q in zip(("neighbour", "subject"), f.neighbours, strict=True)]
     return found + [("unrelated", f.unrelated) for f in forget if f.unrelated]
 
@@ -291,13 +297,13 @@ def _known(job: Job) -> list[Fact]:
 def _pretrained(job: Job, draw: random.Random) -> Task:
     known = _known(job)
     forget = draw.sample(known, job.facts)
-    around = _around(forget)
-    asked = {q.text for _, q in around}
+    outside = around(forget)
+    asked = {q.text for _, q in outside}
     free = [f for f in known if f not in forget and f.asked.text not in asked]
     retain = draw.sample(free, min(SHOWN, len(free)))
     far = [f for f in free if f not in retain][:6]
-    around += [("unrelated", f.asked) for f in far]
-    return Task(lm.load("smollm2-135m", progress=False), forget, retain, around, samples.sample_texts()[:4])
+    outside += [("unrelated", f.asked) for f in far]
+    return Task(lm.load("smollm2-135m", progress=False), forget, retain, outside, samples.sample_texts()[:4])
 
 
 def _finetuned(job: Job, draw: random.Random) -> Task:
