@@ -87,6 +87,7 @@ def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str,
     try:
         after = benchmark.apply(job, found, given | more)
         seconds = time.process_time() - began
+        sizes = [change / weight for edit in after.edits for change, weight in edit.sizes().values()]
         scores = benchmark.measure(after, found)
     except ValueError as error:
         return {"error": str(error)}
@@ -100,6 +101,7 @@ def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str,
         "each": {name: scores["each"][name] for name in ("leaked", "rephrased leaked", "neighbour kept",
                                                          "unrelated kept")},
         "seconds": round(seconds, 2),
+        "size": round(max(sizes, default=0.0), 4),  # ‖ΔW‖ / ‖W‖, of the matrix that changed most
     }  # fmt: skip
 
 
