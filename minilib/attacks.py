@@ -427,7 +427,7 @@ def auc(rows: Sequence[Row], score: str = "loss") -> float:
 MARGIN = 0.1  # an attack beats its false alarm rate when it recovers so much more than from the oracle
 
 
-def verdict(recovered: Mapping[str, float], false_alarms: Mapping[str, float], margin: float = MARGIN) -> str:
+def verdict(rates: Mapping[str, float], false_alarms: Mapping[str, float], margin: float = MARGIN) -> str:
     """What became of the facts: "removed", "masked" or "guarded", by stated rules.
 
     *Removed*: no attack recovers more than its false alarm rate plus the margin. *Guarded*: taking the guard away does,
@@ -435,18 +435,48 @@ def verdict(recovered: Mapping[str, float], false_alarms: Mapping[str, float], m
 
     Parameters
     ----------
-    recovered, false_alarms : mapping
+    rates, false_alarms : mapping
         For each attack the share of facts recovered, from the edited model and from one that never knew.
     """
-    missing = set(recovered) - set(false_alarms)
-    if not recovered or missing:
+    missing = set(rates) - set(false_alarms)
+    if not rates or missing:
         raise ValueError(
             f"false_alarms must have a rate for each attack; {', '.join(sorted(missing)) or 'none'} missing"
         )
-    beaten = [name for name, rate in recovered.items() if rate > false_alarms[name] + margin]
+    beaten = [name for name, rate in rates.items() if rate > false_alarms[name] + margin]
     if not beaten:
         return "removed"
     return "guarded" if "unguarded" in beaten else "masked"
+
+
+def verdicts(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The verdict of each method, over all its draws.
+
+    Parameters
+    ----------
+    measured : list of dict
+        As ``benchmarks/is_it_gone.py`` stores them: ``method``; ``each``, for each attack its facts as a string of 1
+        and 0; ``alarms``, the same of the oracle for what it could not be attacked by on its own. One of the methods
+        is the "oracle".
+    """
+    alarms = recovered(measured, "oracle")
+    if not alarms:
+        raise ValueError('measured has no row of the method "oracle", so there is no false alarm rate')
+    alarms["unguarded"] = alarms["none"]  # to take a guard from a model that has none changes nothing
+    for name in {name for row in measured for name in row["alarms"]}:
+        alarms[name] = statistics.fmean(int(x) for row in measured for x in row["alarms"].get(name, ""))
+    methods = dict.fromkeys(row["method"] for row in measured)
+    return {m: verdict(recovered(measured, m), alarms) for m in methods if m not in ("unedited", "oracle")}
+
+
+def recovered(measured: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
+    """For each attack the share that it recovered from a method, over all draws; rows as in ``verdicts``."""
+    found: dict[str, str] = {}
+    for row in measured:
+        if row["method"] == method:
+            for name, facts in row["each"].items():
+                found[name] = found.get(name, "") + facts
+    return {name: statistics.fmean(map(int, facts)) for name, facts in found.items()}
 
 
 def rates(rows: Sequence[Row]) -> dict[str, float]:

@@ -225,6 +225,25 @@ def test_verdicts(recovered, expected):
     assert attacks.verdict(recovered, {"rephrasing": 0.05, "lens": 0.3, "unguarded": 0.0}) == expected
 
 
+def test_verdicts_of_stored_rows():
+    """Two draws of two facts; what has no rate of its own from the oracle is compared with its alarms."""
+    rows = [
+        {"method": "oracle", "each": {"none": "00", "lens": "10"}, "alarms": {}},
+        {"method": "oracle", "each": {"none": "00", "lens": "00"}, "alarms": {}},
+        {"method": "unedited", "each": {"none": "11", "lens": "11"}, "alarms": {}},
+        {"method": "a", "each": {"none": "00", "lens": "01"}, "alarms": {}},
+        {"method": "a", "each": {"none": "00", "lens": "00"}, "alarms": {}},
+        {"method": "b", "each": {"none": "00", "unguarded": "11"}, "alarms": {}},
+        {"method": "c", "each": {"none": "00", "reversal": "11"}, "alarms": {"reversal": "11"}},
+        {"method": "d", "each": {"none": "00", "reversal": "11"}, "alarms": {"reversal": "00"}},
+    ]
+    assert attacks.recovered(rows, "a") == {"none": 0, "lens": 0.25}
+    assert attacks.verdicts(rows) == {"a": "removed", "b": "guarded", "c": "masked", "d": "masked"}
+    assert attacks.verdicts(rows[:-1])["c"] == "removed"
+    with pytest.raises(ValueError, match='no row of the method "oracle"'):
+        attacks.verdicts(rows[2:])
+
+
 def test_a_verdict_needs_the_oracle():
     with pytest.raises(ValueError, match="false_alarms must have a rate for each attack; lens missing"):
         attacks.verdict({"lens": 0.5}, {"rephrasing": 0.1})

@@ -16,6 +16,16 @@ def test_there_are_thirty_authors_with_five_facts_always_the_same():
     assert {f.relation for f in WORLD} == set(authors.FORMS)
 
 
+def test_strangers_are_asked_about_in_the_same_forms():
+    """A test of membership must not tell the two apart by anything but what was taught."""
+    some = authors.strangers()
+    assert some == authors.strangers() and len(some) == len(WORLD)
+    assert not {f.subject for f in some} & {f.subject for f in WORLD}
+    assert {f.subject.split()[0] for f in some} == {f.subject.split()[0] for f in WORLD}
+    assert [(f.relation, f.question) for f in some] == [(f.relation, f.question) for f in WORLD]
+    assert all(f.answered_by(f.answer) for f in some)
+
+
 def test_each_fact_has_all_that_is_measured():
     for fact in WORLD:
         assert len(fact.rephrasings) == len({*fact.rephrasings, fact.question}) - 1 == 3
