@@ -13,6 +13,7 @@ from collections import Counter
 
 import pytest
 
+import minilib
 from minilib import authors, benchmark
 from minilib.benchmark import METHODS, Job
 
@@ -60,6 +61,16 @@ def test_what_is_asked_outside_was_shown_to_no_method():
     shown = {f.asked.text for f in (*task.forget, *task.retain)}
     assert len(task.forget) == 20 and not shown & {q.text for _, q in task.outside}
     assert all(q.answered_by(task.said[q.text]) for _, q in task.outside)
+
+
+def test_another_model_of_the_world_is_asked_the_same():
+    """Chapter 13 hands in other architectures; they have no oracle."""
+    lm, job = minilib.load("tinyworld"), Job("", "exact", 20, 0, 0)
+    other, own = benchmark.task(job, lm), benchmark.task(job)
+    assert other.lm is lm and other.oracle is None
+    assert (other.forget, other.retain, other.outside) == (own.forget, own.retain, own.outside)
+    with pytest.raises(ValueError, match="model is for jobs on tinyworld"):
+        benchmark.task(Job("", "pretrained", 5, 0), lm)
 
 
 def test_every_method_works_on_the_same_facts():
