@@ -123,15 +123,12 @@ def tried(method: str, found: benchmark.Task, C: Any) -> dict[str, Any]:
     job = benchmark.Job(method, "exact", FACTS, 0, 0)
     trials = []
     for given in settings(model, method):
-        row = measured(job, found, C, given)
-        if "error" in row:
-            return {"error": row["error"]}
-        trials.append((row["score"], given))
+        row = measured(job, found, C, given)  # where a layer cannot be written to, the row says why
+        trials.append(({"score": row["score"]} if "score" in row else {"error": row["error"]}, given))
     varied = ("layer", "layers", "epsilon", "lr", "retain_weight", "alpha")
-    best = max(trials, key=lambda trial: trial[0])
     return {
-        "trials": [{k: v for k, v in given.items() if k in varied} | {"score": score} for score, given in trials],
-        "best": best[1],
+        "trials": [{k: v for k, v in given.items() if k in varied} | row for row, given in trials],
+        "best": max(trials, key=lambda trial: trial[0].get("score", -1.0))[1],
     }
 
 
@@ -147,9 +144,8 @@ def one(name: str) -> dict[str, Any]:
     for seed in SEEDS:
         found = benchmark.task(benchmark.Job("", "exact", FACTS, seed), model)
         for method in METHODS:
-            if "best" in trials[method]:
-                job = benchmark.Job(method, "exact", FACTS, seed)
-                rows.append({"method": method, "seed": seed, **measured(job, found, C, trials[method]["best"])})
+            job = benchmark.Job(method, "exact", FACTS, seed)
+            rows.append({"method": method, "seed": seed, **measured(job, found, C, trials[method]["best"])})
     return about | {"trials": trials, "rows": rows}
 
 
