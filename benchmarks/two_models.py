@@ -24,7 +24,7 @@ from minilib.facts import Fact, Question
 from minilib.lm import LM
 
 MODELS = ("gemma3-270m", "smollm2-135m")
-METHODS = ("unedited", "rome", "memit", "alphaedit", "grace", "wise", "gradient_difference", "npo", "refusal_tuning")
+METHODS = ("unedited", "rome", "memit", "alphaedit", "grace", "wise", "refusal_tuning")
 FACTS, SHOWN, SEEDS = 5, 12, (0, 1, 2)
 FORM = "Question: {text}\nAnswer:"
 SEARCH: dict[str, Any] = {"weight_decay": 1e-3, "steps": 25, "clamp_factor": 4.0}
