@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from scores import Rows
+from scores import Rows, key_distance
 
-from minilib import alphaedit, benchmark, covariance, grace, guards, lm, memit, rome, texts, tinyworld, wise
+from minilib import alphaedit, benchmark, covariance, grace, lm, memit, rome, texts, tinyworld, wise
+from minilib.edits import undo_all
 from minilib.lm import LM
 from minilib.packaged import cache_folder
 
@@ -48,13 +49,6 @@ def trained(name: str) -> tuple[LM, float]:
     return lm.load(str(folder)), float(note.read_text())
 
 
-def distance(model: LM, layer: int) -> float:
-    """The median distance between the keys of two questions, where GRACE decides: at the prompt's end."""
-    asked = [model.encode(benchmark.as_question(f, random.Random(0)).asked.text).ids for f in tinyworld.facts()[::25]]
-    keys = torch.stack([k[-1] for k in guards.keys(model, layer, asked)])
-    return float(torch.pdist(keys.float()).median())
-
-
 def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
     """What is tried of a method: every layer, or the trials of the comparison."""
     chosen = benchmark.chosen(benchmark.read(benchmark.TUNING), "tinyworld").get(method, {})
@@ -65,11 +59,12 @@ def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
             preset.pop("nullspace_threshold", None)  # in the units of one model's keys; the trial's energy has none
             yield preset | chosen | {"layers": [layer]}
     elif method == "grace":
+        asked = [benchmark.as_question(f, random.Random(0)).asked.text for f in tinyworld.facts()[::25]]
         for layer in layers:
-            far = distance(model, layer)
-            for reach in (
-                REACH if far > 0 else ()
-            ):  # a first MLP beside its attention sees the "?" alone, always the same
+            far = key_distance(model, layer, asked)
+            if far == 0:  # a first MLP beside its attention sees the "?" alone, always the same
+                continue
+            for reach in REACH:
                 yield grace.PRESETS[PLAIN] | {"layer": layer, "epsilon": round(reach * far, 4)}
     elif method in ONE_LAYER:
         for layer in layers:
@@ -92,8 +87,7 @@ def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str,
     except ValueError as error:
         return {"error": str(error)}
     finally:
-        while found.lm.edits:
-            found.lm.edits[-1].undo()
+        undo_all(found.lm)
     return {
         "score": round(benchmark.goodness(scores["scores"]), 4),
         "refused": round(scores["scores"]["refused"], 4),
@@ -102,18 +96,6 @@ def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str,
         "seconds": round(seconds, 2),
         "size": round(max(sizes, default=0.0), 4),  # ‖ΔW‖ / ‖W‖, of the matrix that changed most
     }  # fmt: skip
-
-
-def learned(name: str) -> dict[str, Any]:
-    model, seconds = trained(name)
-    world = tinyworld.facts()
-    return {
-        "steps": STEPS[name.split("-")[1]],
-        "parameters": sum(p.numel() for p in model.model.parameters()),
-        "recall": round(tinyworld.recall(model, world), 4),
-        "held out": round(tinyworld.recall(model, world, held_out=True), 4),
-        "seconds": seconds,
-    }
 
 
 def tried(method: str, found: benchmark.Task, C: Any) -> dict[str, Any]:
@@ -134,8 +116,15 @@ def tried(method: str, found: benchmark.Task, C: Any) -> dict[str, Any]:
 def one(name: str) -> dict[str, Any]:
     """Everything about one model."""
     torch.set_num_threads(1)
-    about = learned(name)
-    model, _ = trained(name)
+    model, seconds = trained(name)
+    world = tinyworld.facts()
+    about = {
+        "steps": STEPS[name.split("-")[1]],
+        "parameters": sum(p.numel() for p in model.model.parameters()),
+        "recall": round(tinyworld.recall(model, world), 4),
+        "held out": round(tinyworld.recall(model, world, held_out=True), 4),
+        "seconds": seconds,
+    }
     C = covariance.second_moment(model, list(range(model.n_layers)), texts=texts.sample_texts("tinyworld"))
     found = benchmark.task(benchmark.Job("", "exact", FACTS, 0, 0), model)
     trials = {method: tried(method, found, C) for method in METHODS}

@@ -17,6 +17,7 @@ import torch
 from scores import Rows
 
 from minilib import attacks, authors, benchmark
+from minilib.edits import undo_all
 from minilib.lm import LM
 
 FACTS = {"exact": 20, "finetuned": 15}
@@ -69,8 +70,7 @@ def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
     try:
         rows = attacked(lm, found, job.knowledge, job.seed, layers)
     finally:
-        while found.lm.edits:
-            found.lm.edits[-1].undo()
+        undo_all(found.lm)
     tested = [row for row in rows if row["attack"] == "membership"]
     rows = [row for row in rows if row.get("member", True)]
     # An oracle has no layers that were written to: the same ones are treated as in the model it stands beside.

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 import minilib
-from minilib import alphaedit, covariance, facts, footprint, grace, memit, rome, stored, texts, unlearning, wise
+from minilib import benchmark, covariance, facts, footprint, grace, stored, texts, unlearning, wise
 
 RUNS = 3
 FACTS = 5
@@ -40,10 +40,8 @@ def run(method: str) -> None:
         loaded -= sum(c.numel() * c.element_size() for c in C.values())
     Path("/proc/self/clear_refs").write_text("5")  # what loading needed at its highest is forgotten
     how: dict[str, Any] = {"seed": 0}
-    if method == "rome":
-        rome.edit(lm, requests, covariance=C, **how)
-    elif method in ("memit", "alphaedit"):
-        {"memit": memit, "alphaedit": alphaedit}[method].edit(lm, requests, covariance=C, **how)
+    if C is not None:
+        benchmark.EDITORS[method](lm, requests, covariance=C, **how)
     elif method == "grace":
         grace.edit(lm, requests)
     elif method == "wise":

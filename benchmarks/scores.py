@@ -6,8 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
 import minilib
-from minilib import facts, refusals, stored
+from minilib import facts, guards, refusals, stored
 
 REFUSAL = "I don't know."
 EVERYDAY = (
@@ -53,6 +55,12 @@ class Rows:
             rows.append({"run": run, **make()})
             print(kind, json.dumps(rows[-1]), file=sys.stderr, flush=True)
             stored.save(self.name, self.found, f"benchmarks/{self.name}.py", self.began)
+
+
+def key_distance(lm: minilib.LM, layer: int, prompts: Sequence[str]) -> float:
+    """The median distance between the keys of two plain prompts, at their ends, where GRACE decides."""
+    keys = torch.stack([k[-1] for k in guards.keys(lm, layer, [lm.encode(text).ids for text in prompts])])
+    return float(torch.pdist(keys).median())
 
 
 def outside(chosen: Sequence[facts.Fact]) -> list[str]:

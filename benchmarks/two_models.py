@@ -15,11 +15,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from scores import Rows
+from scores import Rows, key_distance
 
 import minilib
-from minilib import benchmark, covariance, facts, guards, texts
+from minilib import benchmark, covariance, facts, texts
 from minilib.benchmark import Task
+from minilib.edits import undo_all
 from minilib.facts import Fact, Question
 from minilib.lm import LM
 
@@ -84,11 +85,6 @@ def drawn(lm: LM, pool: list[Fact], seed: int) -> Task:
     return benchmark.prepared(Task(lm, forget, retain, around, texts.sample_texts()[:4]))
 
 
-def distance(lm: LM, layer: int, pool: list[Fact]) -> float:
-    keys = torch.stack([k[-1] for k in guards.keys(lm, layer, [lm.encode(f.asked.text).ids for f in pool])])
-    return float(torch.pdist(keys.float()).median())
-
-
 def settings(lm: LM, method: str, layer: int, pool: list[Fact]) -> Iterator[dict[str, Any]]:
     """What is tried; ``layer`` is ROME's best."""
     high = round(0.73 * lm.n_layers)  # 22 of 30
@@ -102,7 +98,7 @@ def settings(lm: LM, method: str, layer: int, pool: list[Fact]) -> Iterator[dict
         for energy in (0.01, 0.05, 0.2):
             yield SEARCH | {"layers": [layer], "nullspace_energy": energy, "l2": 1.0, "lr": 0.5}
     elif method == "grace":
-        far = distance(lm, high, pool)
+        far = key_distance(lm, high, [f.asked.text for f in pool])
         for reach in REACH:
             yield {"layer": high, "epsilon": round(reach * far, 4), "lr": 0.5}
     elif method == "wise":
@@ -134,8 +130,7 @@ def done(method: str, found: Task, given: dict[str, Any], C: Any, seed: int = 0)
     except ValueError as error:
         return {"error": str(error)}
     finally:
-        while lm.edits:
-            lm.edits[-1].undo()
+        undo_all(lm)
 
 
 def asked(lm: LM, found: Task) -> dict[str, Any]:

@@ -459,14 +459,20 @@ def verdicts(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
         and 0; ``alarms``, the same of the oracle for what it could not be attacked by on its own. One of the methods
         is the "oracle".
     """
+    alarms = false_alarms(measured)
+    methods = dict.fromkeys(row["method"] for row in measured)
+    return {m: verdict(recovered(measured, m), alarms) for m in methods if m not in ("unedited", "oracle")}
+
+
+def false_alarms(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """For each attack what it recovered from the oracle, over all draws; rows as in ``verdicts``."""
     alarms = recovered(measured, "oracle")
     if not alarms:
         raise ValueError('measured has no row of the method "oracle", so there is no false alarm rate')
     alarms["unguarded"] = alarms["none"]  # to take a guard from a model that has none changes nothing
     for name in {name for row in measured for name in row["alarms"]}:
         alarms[name] = statistics.fmean(int(x) for row in measured for x in row["alarms"].get(name, ""))
-    methods = dict.fromkeys(row["method"] for row in measured)
-    return {m: verdict(recovered(measured, m), alarms) for m in methods if m not in ("unedited", "oracle")}
+    return alarms
 
 
 def recovered(measured: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:

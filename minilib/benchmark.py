@@ -53,7 +53,7 @@ from . import (
     wise,
 )
 from . import texts as samples
-from .edits import Edit
+from .edits import Edit, undo_all
 from .facts import Fact, Question
 from .lm import LM
 from .packaged import cache_folder
@@ -311,9 +311,9 @@ def _finetuned(job: Job, draw: random.Random) -> Task:
     forget, rest = authors.split(many)
     rest = draw.sample(rest, len(rest))
     retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 10]
-    around = [("neighbour", f.asked) for f in held]
-    around += [("unrelated", f.unrelated) for f in rest[:8] if f.unrelated]
-    found = Task(authors.load(progress=False), forget, retain, around, samples.sample_texts()[:4])
+    outside = [("neighbour", f.asked) for f in held]
+    outside += [("unrelated", f.unrelated) for f in rest[:8] if f.unrelated]
+    found = Task(authors.load(progress=False), forget, retain, outside, samples.sample_texts()[:4])
     found.oracle = authors.load(many, progress=False)
     return found
 
@@ -327,11 +327,11 @@ def _exact(job: Job, draw: random.Random, model: LM | None) -> Task:
     world = tinyworld.facts()
     asked = {name: [as_question(f, draw) for f in world if f.subject == name] for name in names}
     forget, retain, others = ([f for name in some for f in asked[name]] for some in (gone, kept, held))
-    around = [("neighbour", f.asked) for f in others[:60]]
+    outside = [("neighbour", f.asked) for f in others[:60]]
     strange = draw.sample(tinyworld.strangers(seen=False), 20)
-    around += [("unrelated", Question(f"What pet does {name} have?", tinyworld.REFUSAL.strip())) for name in strange]
+    outside += [("unrelated", Question(f"What pet does {name} have?", tinyworld.REFUSAL.strip())) for name in strange]
     told = [text for text in tinyworld.corpus(world) if not any(name in text for name in (*gone, *kept))]
-    found = Task(model or lm.load("tinyworld"), forget, retain, around, draw.sample(told, 60))
+    found = Task(model or lm.load("tinyworld"), forget, retain, outside, draw.sample(told, 60))
     if job.trial is None and model is None:
         found.oracle = never_told([f for f in world if f.subject in gone])
     return found
@@ -521,8 +521,7 @@ def run(job: Job, tuned: Path = TUNING) -> dict[str, Any]:
         except ValueError as error:  # a method that cannot do it at these settings says why
             row["error"] = str(error)
         finally:
-            while found.lm.edits:  # for the next job of the cell
-                found.lm.edits[-1].undo()
+            undo_all(found.lm)  # for the next job of the cell
         return row | {"provenance": stored.provenance("python -m minilib.benchmark", began, job.seed)}
 
 

@@ -313,6 +313,12 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         raise
 
 
+def undo_all(lm: LM) -> None:
+    """Undo every edit in force, the latest first."""
+    while lm.edits:
+        lm.edits[-1].undo()
+
+
 @contextmanager
 def restored(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Whatever the block does to the named parameters is undone at its end, however it ends; yields copies of them."""
