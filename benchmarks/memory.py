@@ -1,4 +1,4 @@
-"""What each method really needs above the loaded SmolLM2, beside the formula of ``minilib.footprint``.
+"""What each method really needs above the loaded SmolLM2; chapter 13 puts the formula of ``minilib.footprint`` beside it.
 
 Each method runs in a process of its own, three times; its highest resident memory is compared with what the loaded
 model took. Run: python benchmarks/memory.py (some minutes on one core, on Linux).
@@ -62,7 +62,6 @@ def main() -> None:
         return
     began = time.perf_counter()
     lm = minilib.load("smollm2-135m", progress=False)
-    shape = footprint.of(lm)
     file = sys.argv[1] if sys.argv[1:] else "moments.safetensors"
     covariance.second_moment(lm, [2, 3, 4, 5, 6]).save(file)
     rows = []
@@ -72,10 +71,8 @@ def main() -> None:
             command = [sys.executable, __file__, "--run", method, file]
             ran = subprocess.run(command, capture_output=True, text=True, check=True)
             runs.append(json.loads(ran.stdout.splitlines()[-1]))
-        formula = footprint.parts(method, shape)
-        above = (sum(formula.values()) - formula["weights"]) / 1e9
         found = [run["above"] for run in runs]
-        rows.append({"method": method, "above": [round(x, 3) for x in found], "formula": round(above, 3),
+        rows.append({"method": method, "above": [round(x, 3) for x in found],
                      "loaded": round(statistics.median(run["loaded"] for run in runs), 3)})  # fmt: skip
         print(rows[-1], file=sys.stderr, flush=True)
     stored.save("memory", {"rows": rows, "facts": FACTS}, "benchmarks/memory.py", began)

@@ -1,4 +1,4 @@
-"""Each method on models of 0.1 to 7 billion parameters on a GPU: its seconds, and its memory beside the formula.
+"""Each method on models of 0.1 to 7 billion parameters on a GPU: its seconds, and its memory.
 
 SmolLM2 has its own weights; the larger ones have the shape of published models and random weights, for neither memory
 nor time depends on what the numbers are. Vocabularies are at least as large as SmolLM2's, whose tokenizer reads for
@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -81,11 +82,10 @@ def run(size: str, method: str) -> dict[str, Any]:
         unlearning.npo(lm, told, retain, steps=STEPS, batch_size=4, train=train, **how)
     torch.cuda.synchronize()
     seconds = time.perf_counter() - began
-    formula = footprint.parts(method, footprint.of(lm))
     return {
+        "shape": asdict(footprint.of(lm)),
         "loaded": round(loaded / 1e9, 3),
         "above": round((torch.cuda.max_memory_allocated() - loaded) / 1e9, 3),
-        "formula": round((sum(formula.values()) - formula["weights"]) / 1e9, 3),
         "seconds": round(seconds, 2),
     }
 
@@ -97,7 +97,7 @@ def main() -> None:
     began = time.perf_counter()
     total = torch.cuda.mem_get_info()[1]
     device = {"name": torch.cuda.get_device_name(), "GB": round(total / 1e9, 1)}
-    rows = []
+    rows, shapes = [], {}
     for size in footprint.SHAPES:
         for method in footprint.METHODS:
             row: dict[str, Any] = {"size": size, "method": method}
@@ -106,13 +106,16 @@ def main() -> None:
             )
             if ran.returncode == 0:
                 row |= json.loads(ran.stdout.splitlines()[-1])
+                shapes[size] = row.pop("shape")
             elif "OutOfMemoryError" in ran.stderr:
                 row |= {"fits": False}
             else:
                 raise RuntimeError(ran.stderr[-3000:])
             rows.append(row)
             print(row, file=sys.stderr, flush=True)
-            stored.save("on_gpu", {"rows": rows, "facts": FACTS, "gpu": device}, "benchmarks/on_gpu.py", began)
+            stored.save(
+                "on_gpu", {"rows": rows, "shapes": shapes, "facts": FACTS, "gpu": device}, "benchmarks/on_gpu.py", began
+            )
 
 
 if __name__ == "__main__":

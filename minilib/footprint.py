@@ -3,7 +3,7 @@
 Counted is what grows with the model: its weights, second moments and what is solved with them, the copies that undo
 needs, the change itself, gradients, the two moments of Adam, and the activations of a training step. The rest (Python,
 libraries, what an allocator keeps) is some hundred megabytes. ``benchmarks/memory.py`` compares each formula with
-what a process really used on SmolLM2.
+what a process really used on SmolLM2, ``benchmarks/on_gpu.py`` with what up to 7 billion parameters took on a GPU.
 
 >>> from minilib import footprint
 >>> shape = footprint.SHAPES["7 B"]
@@ -107,7 +107,8 @@ def parts(
         # P or a Cholesky factor of each layer; while one is made C in float64, or eigenvectors and their product
         need["solving"] = DOUBLE * square * layers + square * (SINGLE + 2 * DOUBLE if method == "alphaedit" else DOUBLE)
     elif method == "wise":
-        need["side memory"] = 2 * SINGLE * W  # of one shard, and merged
+        # Highest where two shards are merged: listed, stacked, trimmed and stacked again, and what TIES makes of them
+        need["side memory"] = 15 * SINGLE * W
     elif method == "npo":
         need["for undo"] = weight_bytes * N
         need["gradients"] = weight_bytes * N

@@ -83,9 +83,10 @@ def test_each_editor_refuses_as_on_the_cpu_and_is_undone_to_the_bit(method, dtyp
 def test_each_loss_trains_and_is_undone_to_the_bit(method):
     lm = minilib.load("tinyworld", device="cuda")
     before = weights(lm)
-    told = lm.logprobs(TRUE[:4])
-    edit = getattr(unlearning, method)(lm, TRUE[:4], TRUE[4:])
-    assert (lm.logprobs(TRUE[:4]) < told).float().mean() >= 0.75
+    told = lm.probability(TRUE[:4])
+    refusing = {"refusals": [tinyworld.REFUSAL]} if method in ("dpo", "refusal_tuning") else {}
+    edit = getattr(unlearning, method)(lm, TRUE[:4], TRUE[4:], **refusing)
+    assert all(after < 0.5 * p for after, p in zip(lm.probability(TRUE[:4]), told, strict=True))
     edit.undo()
     assert_same_weights(lm, before)
 
