@@ -109,10 +109,7 @@ def check_cost(function: Any, number: int) -> None:
             ("That is ‖Δ‖², which treats all directions alike: weigh them by C", W.square().sum()),
             ("That is the root of the cost: E‖Δk‖² is asked for", cost.sqrt()),
             ("That is averaged over the rows of Δ: sum over them instead", cost / D_OUT),
-            (
-                "You used C⁻¹: directions that keys use often should cost more",
-                torch.trace(W @ torch.linalg.solve(C, W.T)),
-            ),
+            ("You used C⁻¹: directions that keys use often should cost more", inverse),
         ],
     )
 
