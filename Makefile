@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help book test serve notebooks bench links lock clean
+.PHONY: help book test serve notebooks assignments grade bench links lock clean
 
 help:
 	@echo "make book       run the notebooks that changed and build the site into _build/html"
 	@echo "make test       style, types, unit tests, every notebook, and the built site in a browser"
 	@echo "make serve      build the site and show it on http://localhost:8000 (PORT=... for another port)"
 	@echo "make notebooks  run every notebook and store its outputs in it, to be committed"
+	@echo "make assignments  build students' notebooks, solutions and autograders (SEED=secret NAMES=file for a class)"
+	@echo "make grade SUBMISSIONS=folder  grade what was handed in (with the same SEED and NAMES)"
 	@echo "make bench      measure speed and memory against a plain loop (six minutes, nothing else running)"
 	@echo "make links      ask every link of the book whether it still leads somewhere"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
@@ -29,6 +31,12 @@ serve: book
 
 notebooks: $(READY)
 	@$(BIN)/python tools/run_notebooks.py
+
+assignments: $(READY)
+	@$(BIN)/python tools/assignments.py $(if $(SEED),--seed "$(SEED)") $(if $(NAMES),--names "$(NAMES)") $(if $(OUT),--out "$(OUT)")
+
+grade: $(READY)
+	@$(BIN)/python tools/grade.py "$(SUBMISSIONS)" $(if $(SEED),--seed "$(SEED)") $(if $(NAMES),--names "$(NAMES)") $(if $(OUT),--out "$(OUT)")
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/speed.py

@@ -28,7 +28,7 @@ def main() -> int:
         constraint = Path(folder, "constraint.txt")
         constraint.write_text(TORCH + "\n")
         command = [python, "-m", "uv", "pip", "compile", "pyproject.toml", "--universal", "--python-version", "3.11"]
-        command += ["--extra", "book", "--extra", "test", "--constraint", constraint]
+        command += [f"--extra={extra}" for extra in ("book", "course", "test")] + ["--constraint", constraint]
         command += ["--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links", "--quiet"]
         lines = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     kept = [line for line in lines if not CUDA.match(line)]

@@ -1,0 +1,286 @@
+"""Grade a folder of students' notebooks: marks as CSV, a page of feedback for each, and what looks alike.
+
+Run: python tools/grade.py SUBMISSIONS [--seed SECRET] [--names FILE] [--out FOLDER]  (`make grade SUBMISSIONS=folder`)
+
+A submission is a notebook in a folder with the student's name, or a file that begins with it
+(``ada_01_rank_one_update.ipynb``), as course systems pack them. Each runs in a process of its own with limits on time,
+memory and network. Grading again runs what changed and nothing else; whatever one submission does, the others go on.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import alike
+from common import BUILD, ROOT, environment, say
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import escape
+
+from assignments import build, names, numbers, read_names
+
+GRADER = Path(__file__).with_name("grade_one.py")
+MOODLE = re.compile(r"_\d+_assignsubmission.*$")
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A file that a student handed in for an assignment."""
+
+    student: str
+    assignment: str
+    file: Path
+
+
+def found(folder: Path, known: Sequence[str]) -> tuple[list[Submission], list[tuple[Path, str]]]:
+    """The submissions in a folder, the latest of each, and files that belong to none, with the reason."""
+    latest: dict[tuple[str, str], Submission] = {}
+    left: list[tuple[Path, str]] = []
+    for file in sorted(folder.rglob("*"), key=lambda f: (f.stat().st_mtime, f.name)):
+        if not file.is_file() or file.name.startswith(".") or ".ipynb_checkpoints" in file.parts:
+            continue
+        assignment = next((name for name in known if name in file.name), None) or named_inside(file, known)
+        if assignment is None:
+            left.append((file, f"names none of the assignments {', '.join(known)}"))
+            continue
+        inside = file.parent != folder
+        student = MOODLE.sub("", file.parent.name) if inside else re.split(r"_", file.stem)[0]
+        if not inside and file.stem.startswith(assignment):
+            left.append((file, "names no student: put it in a folder with the name, or begin the file's name with it"))
+            continue
+        one = Submission(student.strip(), assignment, file)
+        if earlier := latest.get((one.student, assignment)):
+            left.append((earlier.file, f"{one.file.name} of the same student is later"))
+        latest[one.student, assignment] = one
+    return sorted(latest.values(), key=lambda s: (s.assignment, s.student)), left
+
+
+def named_inside(file: Path, known: Sequence[str]) -> str | None:
+    """The assignment that a notebook's own metadata name."""
+    if file.suffix != ".ipynb":
+        return None
+    with file.open(encoding="utf8", errors="replace") as opened:
+        text = opened.read(50_000_000)
+    name = re.search(r'"assignment_name":\s*"(\w+)"', text)
+    return name[1] if name and name[1] in known else None
+
+
+def key_of(file: Path, archive: Path, values: int | None) -> str:
+    """What a result depends on: the file, the tests with their numbers, and the code that grades."""
+    parts = [file, archive, GRADER, *sorted((ROOT / "minilib" / "course").glob("*.py"))]
+    digest = hashlib.sha256(str(values).encode())
+    for part in parts:
+        digest.update(hashlib.sha256(part.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def graded(one: Submission, archive: Path, values: int | None, out: Path, limits: dict[str, float]) -> dict[str, Any]:
+    """The result of one submission, from an earlier run where nothing changed."""
+    kept = out / "results" / one.student / f"{one.assignment}.json"
+    key = key_of(one.file, archive, values)
+    if kept.is_file():
+        result = json.loads(kept.read_text("utf8"))
+        if result.get("key") == key:
+            return result
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    fresh = kept.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    command = [sys.executable, GRADER, one.file.resolve(), archive.resolve(), fresh.resolve()]
+    command += [f"--seconds={limits['seconds']}", f"--memory={limits['memory']}"]
+    command += [] if values is None else [f"--values={values}"]
+    result = {"status": "failed", "questions": {}, "written": {}, "score": 0}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, env={**environment(os.cpu_count() or 1), "PYTHONPATH": ""},
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=limits["total"])
+        if fresh.is_file():
+            result = json.loads(fresh.read_text("utf8"))
+        else:
+            result["reason"] = f"Grading stopped: {said.strip().splitlines()[-1][:300] if said.strip() else 'no word'}"
+    except subprocess.TimeoutExpired:
+        result["reason"] = f"The notebook ran longer than {limits['total']:.0f} s in all and was stopped"
+    finally:
+        kill(process)
+        fresh.unlink(missing_ok=True)
+    result["key"] = key
+    kept.write_text(json.dumps(result, ensure_ascii=False, indent=1), "utf8")
+    return result
+
+
+def kill(process: subprocess.Popen) -> None:
+    """The process and all that it started."""
+    if hasattr(os, "killpg"):
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    else:
+        process.kill()
+    process.wait()
+
+
+def copied(one: Submission, seed: str | None, students: Sequence[str]) -> str:
+    """Whose notebook a submission is, where its values say that it was made for somebody else."""
+    if not students:
+        return ""
+    text = one.file.read_bytes().decode("utf8", "replace")
+    values = re.search(r"VALUES = (\d+)", text)
+    made = {numbers(seed, one.assignment, name)[0]: name for name in students}
+    owner = made.get(int(values[1])) if values else None
+    return f"made for {owner}" if owner and owner.casefold() != one.student.casefold() else ""
+
+
+def write(file: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file as spreadsheets and course systems read it; a text that a spreadsheet would compute is only text."""
+    with file.open("w", newline="", encoding="utf-8-sig") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(head)
+        for row in rows:
+            writer.writerow([f"'{x}" if isinstance(x, str) and x.startswith(("=", "+", "-", "@")) else x for x in row])
+
+
+def hand_marked(file: Path) -> dict[tuple[str, str, str], float]:
+    """Points for written questions that the lecturer has put into written.csv."""
+    if not file.is_file():
+        return {}
+    marks = {}
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        for row in csv.DictReader(opened):
+            if row.get("points", "").strip():
+                marks[row["student"], row["assignment"], row["question"]] = float(row["points"])
+    return marks
+
+
+def report(results: dict[Submission, dict[str, Any]], notes: dict[Submission, str], out: Path) -> None:
+    """All files that a lecturer reads or imports."""
+    marks = hand_marked(out / "written.csv")
+    total = {}
+    for one, result in results.items():
+        by_hand = sum(marks.get((one.student, one.assignment, q), 0) for q in result["written"])
+        total[one] = round(result["score"] + by_hand, 2)
+    write(
+        out / "marks.csv",
+        ["student", "assignment", "points", "of the tests", "status", "reason", "look at"],
+        (
+            [s.student, s.assignment, total[s], r["score"], r["status"], r["reason"], notes.get(s, "")]
+            for s, r in results.items()
+        ),
+    )
+    write(
+        out / "questions.csv",
+        ["student", "assignment", "question", "points", "possible", "what was said"],
+        ([s.student, s.assignment, q, a["score"], a["possible"], " | ".join(a["messages"])]
+         for s, r in results.items() for q, a in r["questions"].items()),
+    )  # fmt: skip
+    write(
+        out / "written.csv",
+        ["student", "assignment", "question", "points", "answer"],
+        ([s.student, s.assignment, q, marks.get((s.student, s.assignment, q), ""), text]
+         for s, r in results.items() for q, text in r["written"].items()),
+    )  # fmt: skip
+    assignments = sorted({s.assignment for s in results})
+    students = sorted({s.student for s in results})
+    points = {(s.student, s.assignment): total[s] for s in results}
+    table = [[name, *(points.get((name, a), "") for a in assignments)] for name in students]
+    write(out / "canvas.csv", ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *assignments],
+          ([name, "", "", name, "", *row] for name, *row in table))  # fmt: skip
+    write(out / "moodle.csv", ["Username", *assignments], table)
+    pages = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+    pages.filters["code"] = lambda text: re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text)))
+    feedback = pages.get_template("feedback.html")
+    for s, r in results.items():
+        folder = out / "feedback" / s.student
+        folder.mkdir(parents=True, exist_ok=True)
+        given = {q: marks.get((s.student, s.assignment, q)) for q in r["written"]}
+        page = feedback.render(one=s, result=r, total=total[s], given=given)
+        (folder / f"{s.assignment}.html").write_text(page, "utf8")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("submissions", type=Path)
+    parser.add_argument(
+        "--seed", default=os.environ.get("SEED") or None, help="the secret that the assignments were built with"
+    )
+    parser.add_argument("--names", help="the file of names that they were built with")
+    parser.add_argument("--out", type=Path, default=BUILD / "grades")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=60.0, help="for one cell (default 60)")
+    parser.add_argument("--total", type=float, default=600.0, help="seconds for one notebook (default 600)")
+    parser.add_argument("--memory", type=float, default=8.0, help="GB of address space (default 8)")
+    given = parser.parse_args()
+    if not given.submissions.is_dir():
+        parser.error(f"SUBMISSIONS must be a folder, and {given.submissions} is none")
+    students = read_names(given.names) if given.names else []
+    some, left = found(given.submissions, names())
+    if not some:
+        parser.error(f"there is no submission in {given.submissions}: {left[0][1] if left else 'it is empty'}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    spelled = {name.casefold(): name for name in students}
+    archives = given.out / "built"
+    used = sorted({s.assignment for s in some})
+    stamp = archives / "stamp"
+    state = hashlib.sha256(json.dumps([given.seed, students, used]).encode())
+    for file in sorted([*(ROOT / "assignments").rglob("*.ipynb"), *(ROOT / "minilib" / "course").glob("*.py")]):
+        state.update(file.read_bytes())
+    if not stamp.is_file() or stamp.read_text() != state.hexdigest():
+        say(f"Building {len(used)} assignments")
+        build(archives, given.seed, students, used)
+        stamp.write_text(state.hexdigest())
+    say(f"Grading {len(some)} submissions")
+    lock, done = threading.Lock(), []
+
+    def one_of(s: Submission) -> dict[str, Any]:
+        student = s.student if students else ""
+        if s.student in unknown:
+            return {
+                "status": "refused",
+                "reason": f"{s.student!r} is not in {given.names}",
+                "questions": {},
+                "written": {},
+                "score": 0,
+            }
+        values, _ = numbers(given.seed, s.assignment, student)
+        archive = archives / "autograder" / student / f"{s.assignment}.zip"
+        limits = {"seconds": given.seconds, "total": given.total, "memory": given.memory}
+        result = graded(s, archive, values, given.out, limits)
+        with lock:
+            done.append(s)
+            print(
+                f"{len(done)}/{len(some)}  {s.student}  {s.assignment}  {result['score']:g}  {result['reason']}",
+                flush=True,
+            )
+        return result
+
+    with ThreadPoolExecutor(given.processes) as pool:
+        results = dict(zip(some, pool.map(one_of, some), strict=True))
+    notes = {s: note for s in some if (note := copied(s, given.seed, students))}
+    report(results, notes, given.out)
+    pairs = alike.pairs({s: s.file for s in some if results[s]["status"] == "graded"}, archives / "student")
+    write(given.out / "alike.csv", ["assignment", "one", "other", "share of the shorter that is the same"], pairs)
+    write(
+        given.out / "left.csv",
+        ["file", "why it was not graded"],
+        ([str(f.relative_to(given.submissions)), why] for f, why in left),
+    )
+    say(
+        f"in {given.out}: marks.csv, questions.csv, written.csv, canvas.csv, moodle.csv, alike.csv, left.csv, feedback/"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
