@@ -244,25 +244,18 @@ def main() -> int:
     lock, done = threading.Lock(), []
 
     def one_of(s: Submission) -> dict[str, Any]:
-        student = s.student if students else ""
-        if s.student in unknown:
-            return {
-                "status": "refused",
-                "reason": f"{s.student!r} is not in {given.names}",
-                "questions": {},
-                "written": {},
-                "score": 0,
-            }
+        student = spelled.get(s.student.casefold(), "")
+        if students and not student:
+            reason = f"{s.student!r} is not among the names in {given.names}"
+            return {"status": "refused", "reason": reason, "questions": {}, "written": {}, "score": 0}
         values, _ = numbers(given.seed, s.assignment, student)
         archive = archives / "autograder" / student / f"{s.assignment}.zip"
         limits = {"seconds": given.seconds, "total": given.total, "memory": given.memory}
         result = graded(s, archive, values, given.out, limits)
         with lock:
             done.append(s)
-            print(
-                f"{len(done)}/{len(some)}  {s.student}  {s.assignment}  {result['score']:g}  {result['reason']}",
-                flush=True,
-            )
+            said = f"{s.student}  {s.assignment}  {result['score']:g}  {result['reason']}"
+            print(f"{len(done)}/{len(some)}  {said}", flush=True)
         return result
 
     with ThreadPoolExecutor(given.processes) as pool:
