@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,7 +79,16 @@ def named_inside(file: Path, known: Sequence[str]) -> str | None:
 
 def key_of(file: Path, archive: Path, values: int | None) -> str:
     """What a result depends on: the file, the tests with their numbers, and the code that grades."""
-    parts = [file, archive, GRADER, *sorted((ROOT / "minilib" / "course").glob("*.py"))]
+    course = ROOT / "minilib" / "course"
+    with zipfile.ZipFile(archive) as zipped:
+        tests = b"".join(zipped.read(item) for item in zipped.namelist() if item.startswith("tests/"))
+    used = set(re.findall(r"from minilib.course import (\w+)", tests.decode("utf8")))
+    parts = [
+        file,
+        archive,
+        GRADER,
+        *(course / f"{name}.py" for name in sorted({"checks", "guard", "seeds", "real"} | used)),
+    ]
     digest = hashlib.sha256(str(values).encode())
     for part in parts:
         digest.update(hashlib.sha256(part.read_bytes()).digest())
@@ -158,9 +168,12 @@ def hand_marked(file: Path) -> dict[tuple[str, str, str], float]:
         return {}
     marks = {}
     with file.open(encoding="utf-8-sig", newline="") as opened:
-        for row in csv.DictReader(opened):
-            if row.get("points", "").strip():
-                marks[row["student"], row["assignment"], row["question"]] = float(row["points"])
+        for number, row in enumerate(csv.DictReader(opened), 2):
+            given = (row.get("points") or "").strip()
+            try:
+                marks |= {(row["student"], row["assignment"], row["question"]): float(given)} if given else {}
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{file}, line {number}: points must be a number, not {given!r}") from error
     return marks
 
 
@@ -198,8 +211,14 @@ def report(results: dict[Submission, dict[str, Any]], notes: dict[Submission, st
     write(out / "canvas.csv", ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *assignments],
           ([name, "", "", name, "", *row] for name, *row in table))  # fmt: skip
     write(out / "moodle.csv", ["Username", *assignments], table)
+    best = sorted(((s, r["board"]) for s, r in results.items() if r.get("board")), key=lambda row: -row[1]["score"])
+    board = [[place, s.student, b["score"], b["forgotten"], b["kept"]] for place, (s, b) in enumerate(best, 1)]
+    if board:
+        write(out / "leaderboard.csv", ["place", "student", "score", "forgotten", "kept"], board)
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
     pages.filters["code"] = lambda text: re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text)))
+    if board:
+        (out / "leaderboard.html").write_text(pages.get_template("leaderboard.html").render(rows=board), "utf8")
     feedback = pages.get_template("feedback.html")
     for s, r in results.items():
         folder = out / "feedback" / s.student

@@ -211,9 +211,12 @@ def main() -> int:
     network = without_network()
     limit_memory(given.memory)
     folder = Path(tempfile.mkdtemp(prefix="grading-"))
+    board = folder / "board.json"
     os.environ |= {"IPYTHONDIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder), "TMPDIR": str(folder)}
+    os.environ["COURSE_BOARD"] = str(board)
     try:
         result = grade(given.notebook, given.archive, given.seconds, given.values, folder)
+        result["board"] = json.loads(board.read_text()) if board.is_file() else {}
     except Refused as refused:
         result = {
             "status": "refused",

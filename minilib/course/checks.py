@@ -42,7 +42,14 @@ def limited(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def call(function: Any, *arguments: Any, name: str, seconds: float = SECONDS, may_change: Sequence[int] = ()) -> Any:
+def call(
+    function: Any,
+    *arguments: Any,
+    name: str,
+    seconds: float = SECONDS,
+    may_change: Sequence[int] = (),
+    returns: bool = True,
+) -> Any:
     """What a student's function returns for copies of the arguments.
 
     Parameters
@@ -54,6 +61,8 @@ def call(function: Any, *arguments: Any, name: str, seconds: float = SECONDS, ma
     seconds : float, default 20
     may_change : list of int
         Places of arguments that are handed over themselves, as models are, and that it may change.
+    returns : bool, default True
+        Whether it has to return something.
 
     Raises
     ------
@@ -81,7 +90,8 @@ def call(function: Any, *arguments: Any, name: str, seconds: float = SECONDS, ma
         raise AssertionError(f"`{name}` stops with {type(error).__name__}: {error}") from error
     except BaseException as error:
         raise AssertionError(f"`{name}` leaves Python ({type(error).__name__}): a function returns") from error
-    assert found is not None and found is not ..., f"`{name}` returns nothing: is there a `return` with your answer?"
+    nothing = f"`{name}` returns nothing: is there a `return` with your answer?"
+    assert not returns or (found is not None and found is not ...), nothing
     for i, (a, b) in enumerate(zip(arguments, given, strict=True)):
         if isinstance(a, Tensor) and i not in may_change:
             assert torch.equal(a, b), f"`{name}` changes its argument number {i + 1} in place: work on a new tensor"

@@ -1,0 +1,187 @@
+"""From a master to marks, for real: built with a seed, handed in rightly and wrongly, graded in processes with limits."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from submissions import HOSTILE, WRONG
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT / "tools"
+SEED = "what only the lecturer knows"
+NAMES = sorted(folder.parent.name for folder in (ROOT / "assignments").glob("*/master.ipynb"))
+
+
+def run(tool, *arguments):
+    command = [sys.executable, TOOLS / tool, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def table(file):
+    with file.open(encoding="utf-8-sig", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def questions(nb):
+    """The index of each question's answer cell, by the name of its check cell."""
+    found, answer = {}, None
+    for i, cell in enumerate(nb["cells"]):
+        source = "".join(cell["source"])
+        if {"otter_answer_cell", "otter_assign_solution_cell"} & set(cell["metadata"].get("tags", [])):
+            answer = i
+        elif (name := re.match(r'grader\.check\("(\w+)"\)', source)) and answer is not None:
+            found[name[1]] = answer
+    return found
+
+
+def hand_in(folder, student, name, nb, answers=(), before=""):
+    """A notebook in which some answers are replaced, with a cell before all others."""
+    nb = json.loads(json.dumps(nb))
+    places = questions(nb)
+    for question, source in dict(answers).items():
+        nb["cells"][places[question]]["source"] = source
+    code = {"cell_type": "code", "id": "mine", "metadata": {}, "outputs": [], "execution_count": None}
+    if before:
+        nb["cells"].insert(0, {**code, "source": before})
+    (folder / student).mkdir(parents=True)
+    (folder / student / f"{name}.ipynb").write_text(json.dumps(nb), encoding="utf8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_each_submission_gets_what_it_deserves(name, tmp_path):
+    built, handed_in, out = (tmp_path / part for part in ("built", "in", "out"))
+    run("assignments.py", "--seed", SEED, "--only", name, "--out", built)
+    solution = json.loads((built / "solution" / f"{name}.ipynb").read_text("utf8"))
+    hand_in(handed_in, "right", name, solution)
+    hostile = dict(zip(questions(solution), HOSTILE, strict=False))
+    forged = f"import minilib.course.checks\nminilib.course.checks.compare = lambda *a, **k: None\nprint({'100/100'!r})"
+    hand_in(handed_in, "hostile", name, solution, {q: source for q, (source, _) in hostile.items()}, forged)
+    expected = {"hostile": {q: message for q, (_, message) in hostile.items()}}
+    for i, wrong in enumerate(WRONG[name]):
+        hand_in(handed_in, f"wrong{i}", name, solution, {q: source for q, (source, _) in wrong.items()})
+        expected[f"wrong{i}"] = {q: message for q, (_, message) in wrong.items()}
+    assert sum(map(len, expected.values())) >= 8
+    run("grade.py", handed_in, "--seed", SEED, "--out", out, "--processes", 1, "--seconds", 40)
+    marks = {row["student"]: row for row in table(out / "marks.csv")}
+    said = {(row["student"], row["question"]): row for row in table(out / "questions.csv")}
+    right = [row for (student, _), row in said.items() if student == "right"]
+    assert right and all(float(row["points"]) == float(row["possible"]) for row in right), right
+    assert float(marks["right"]["points"]) == sum(float(row["possible"]) for row in right)
+    for student, mistakes in expected.items():
+        assert marks[student]["status"] == "graded"
+        for question, message in mistakes.items():
+            row = said[student, question]
+            assert float(row["points"]) < float(row["possible"]), row
+            assert re.search(message, row["what was said"]), row
+    page = (out / "feedback" / "wrong0" / f"{name}.html").read_text("utf8")
+    assert "<h1>" in page and "All right." in page or len(expected["wrong0"]) >= len(right)
+
+
+FIRST = "01_rank_one_update"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Assignment 01 for two students by name."""
+    folder = tmp_path_factory.mktemp("class")
+    (folder / "names.txt").write_text("Ada\nMax\n")
+    run("assignments.py", "--seed", SEED, "--names", folder / "names.txt", "--only", FIRST, "--out", folder)
+    return folder
+
+
+def test_each_student_has_his_own_numbers(built):
+    values = {}
+    for student in ("Ada", "Max"):
+        text = (built / "student" / student / f"{FIRST}.ipynb").read_text("utf8")
+        values[student] = re.search(r"VALUES = (\d+)", text)[1]
+        assert "HIDDEN" not in text and "SOLUTION" not in text
+        assert json.loads(text)["metadata"]["otter"]["assignment_name"] == FIRST
+    assert values["Ada"] != values["Max"] and "1" not in values.values()
+
+
+@pytest.mark.slow
+def test_a_folder_of_strange_files_is_graded_or_refused_with_a_reason(built, tmp_path):
+    """Cut off, no notebook, no answers, another order, another kernel, much output, another's notebook, a stranger."""
+    handed_in, out = tmp_path / "in", tmp_path / "out"
+    own = {s: json.loads((built / "student" / s / f"{FIRST}.ipynb").read_text("utf8")) for s in ("Ada", "Max")}
+    solution = json.loads((built / "solution" / f"{FIRST}.ipynb").read_text("utf8"))
+    whole = json.dumps(solution)
+    names = built / "names.txt"
+    names_more = tmp_path / "names.txt"
+    strange = ["cut", "picture", "bare", "turned", "other kernel", "long", "copied", "nothing"]
+    names_more.write_text("\n".join(["Ada", "Max", *strange]))
+    for student in [*strange, "stranger"]:
+        (handed_in / student).mkdir(parents=True)
+    files = {student: handed_in / student / f"{FIRST}.ipynb" for student in [*strange, "stranger"]}
+    files["cut"].write_text(whole[:5000])
+    files["picture"].write_bytes(b"\x89PNG\xff\xfe")
+    files["bare"].write_text(json.dumps({"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    turned = json.loads(whole)
+    turned["cells"] = turned["cells"][:6] + turned["cells"][6:][::-1]
+    files["turned"].write_text(json.dumps(turned))
+    files["other kernel"].write_text(whole.replace('"language": "python"', '"language": "R"'))
+    long = json.loads(whole)
+    code = next(c for c in long["cells"] if c["cell_type"] == "code")
+    code["outputs"] = [{"output_type": "stream", "name": "stdout", "text": "x" * 200_000_000}]
+    files["long"].write_text(json.dumps(long))
+    values = {s: re.search(r"VALUES = (\d+)", json.dumps(nb))[1] for s, nb in own.items()}
+    files["copied"].write_text(re.sub(r"VALUES = \d+", f"VALUES = {values['Ada']}", whole))
+    files["nothing"].write_text(json.dumps(own["Max"]))
+    files["stranger"].write_text(whole)
+    (handed_in / "notes.txt").write_text("not an assignment")
+    assert names.is_file()
+    arguments = [handed_in, "--seed", SEED, "--names", names_more, "--out", out, "--processes", 1]
+    run("grade.py", *arguments)
+    marks = {row["student"]: row for row in table(out / "marks.csv")}
+    for student, reason in {
+        "cut": "not a whole notebook",
+        "picture": "not a notebook",
+        "bare": "no code in this notebook",
+        "other kernel": "kernel for R",
+        "stranger": "not among the names",
+    }.items():
+        assert marks[student]["status"] == "refused" and reason in marks[student]["reason"], marks[student]
+        assert float(marks[student]["points"]) == 0
+    full = float(marks["long"]["points"])
+    assert marks["long"]["status"] == "graded" and full == 16 == float(marks["turned"]["points"])
+    assert marks["copied"]["look at"] == "made for Ada"
+    assert marks["nothing"]["status"] == "graded" and float(marks["nothing"]["points"]) == 0
+    assert [row["file"] for row in table(out / "left.csv")] == ["notes.txt"]
+    alike = {frozenset((row["one"], row["other"])) for row in table(out / "alike.csv")}
+    assert frozenset(("copied", "turned")) in alike and not any("nothing" in pair for pair in alike)
+    kept = {file: file.stat().st_mtime_ns for file in (out / "results").rglob("*.json")}
+    written = table(out / "written.csv")
+    with (out / "written.csv").open("w", encoding="utf-8-sig", newline="") as opened:
+        writer = csv.DictWriter(opened, written[0])
+        writer.writeheader()
+        writer.writerows({**row, "points": "3" if row["student"] == "long" else ""} for row in written)
+    files["cut"].write_text(whole)
+    run("grade.py", *arguments)
+    marks = {row["student"]: row for row in table(out / "marks.csv")}
+    assert float(marks["cut"]["points"]) == 16 and float(marks["long"]["points"]) == 19
+    changed = [file.parent.name for file, then in kept.items() if file.stat().st_mtime_ns != then]
+    assert changed == ["cut"], "only what changed is graded again"
+    assert {row["Username"] for row in table(out / "moodle.csv")} == set(marks)
+    assert {row["Student"] for row in table(out / "canvas.csv")} == set(marks)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "message"),
+    [
+        ("assignments.py", ["--only", "09_nothing"], "there is no 09_nothing"),
+        ("assignments.py", ["--names", "names.txt"], "--names needs --seed"),
+        ("grade.py", ["nowhere"], "must be a folder"),
+        ("grade.py", [str(ROOT / "minilib" / "data" / "text")], "there is no submission"),
+    ],
+)
+def test_bad_arguments_are_said(tool, arguments, message):
+    command = [sys.executable, TOOLS / tool, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and message in done.stderr
