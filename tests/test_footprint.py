@@ -71,12 +71,13 @@ def test_on_a_gpu_the_formula_was_enough_and_not_a_third_too_much():
     rows = [row for row in found["rows"] if row.get("above", 0) > 1]
     assert len(rows) >= 15
     for row in rows:
-        assert row["above"] <= above(row["method"], footprint.Shape(**found["shapes"][row["size"]])) < 1.34 * row["above"]
+        assert (
+            row["above"] <= above(row["method"], footprint.Shape(**found["shapes"][row["size"]])) < 1.34 * row["above"]
+        )
     for row in found["rows"]:  # what did not fit could have been said before
         shape = footprint.Shape(**found["shapes"][row["size"]])
         need = sum(footprint.parts(row["method"], shape).values()) / 1e9
         assert row.get("fits", True) or need > found["gpu"]["GB"]
-
 
 
 @pytest.mark.parametrize(

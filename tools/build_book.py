@@ -11,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import live_model
 from common import BUILD, ROOT, fetch_model, run, say
 
 CACHE = BUILD / ".jupyter_cache"
@@ -29,6 +30,7 @@ def build(committed: bool = False, builder: str = "html") -> int:
     """Build with warnings as errors; returns the exit status."""
     BUILD.mkdir(exist_ok=True)
     copy_mathjax()
+    live_model.build()
     arguments: list[str | Path] = ["build", ".", "-W", "-n", "--keep-going", "--builder", builder]
     site = COMMITTED_SITE if committed else BUILD / "html"
     if committed:
