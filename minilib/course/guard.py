@@ -6,6 +6,7 @@ the checks.
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -28,12 +29,15 @@ def begin(shell: Any, progress: str, seconds: float) -> None:
         For one cell.
     """
     shell.course_failed = []
+    known: dict[str, int] = {}  # the names that there were before the cell, and which objects they had
 
     def ring(*_: Any) -> None:
         raise OutOfTime(f"this cell did not end within {seconds:.0f} seconds")
 
     def before(info: Any) -> None:
         Path(progress).write_text(info.raw_cell or "", encoding="utf8")
+        known.clear()
+        known.update((name, id(value)) for name, value in shell.user_ns.items())
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, ring)
             signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -43,6 +47,12 @@ def begin(shell: Any, progress: str, seconds: float) -> None:
             signal.setitimer(signal.ITIMER_REAL, 0)
         if isinstance(result.error_in_exec, NameError):
             shell.course_failed.append(result.info.raw_cell)
+        if isinstance(result.error_in_exec, (MemoryError, OutOfTime)):  # what it has filled is let go
+            for name in [name for name, value in shell.user_ns.items() if known.get(name) != id(value)]:
+                del shell.user_ns[name]
+            result.error_in_exec = None
+            sys.last_value = sys.last_traceback = None
+            gc.collect()
 
     shell.events.register("pre_run_cell", before)
     shell.events.register("post_run_cell", after)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import facts, refusals
+from .. import covariance, facts, refusals
 from ..facts import Fact
-from ..lm import LM
+from ..lm import LM, load
 
 REFUSAL = "I don't know."
 CAPITALS = 12  # so many countries are handed out; each is refused after one ROME edit with the preset
+
+
+def prepare() -> None:
+    """Have SmolLM2 and its second moments in the cache, so that no submission has to wait for them."""
+    covariance.take(load("smollm2-135m", progress=False), None, [4, 5, 6])
 
 
 def capital(number: int) -> Fact:

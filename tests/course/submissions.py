@@ -1,48 +1,77 @@
-"""What wrong submissions contain: for each assignment notebooks, with a wrong answer and its message by question.
+"""What wrong submissions contain: for each assignment a mistake and its message by question.
 
-Written as students write it: as the source of the answer's cell. ``HOSTILE`` stands in the first steps of every
-assignment.
+A mistake is what a student does to the solution: some text of the answer's cell is another. What is not done by
+mistake, ``SLY`` and ``HOSTILE``, is tried on assignment 01.
 """
 
-
-def instead(name: str, body: str) -> str:
-    """A function of any arguments whose body is one statement."""
-    return f"def {name}(*arguments, **keywords):\n    {body}\n"
-
+Mistake = tuple[str, str, str]  # what is replaced, by what, and what the test says
 
 HOSTILE = [
-    ("while True:\n    pass", "is not defined|must be"),
-    ("import sys\nsys.exit(0)", "is not defined|must be"),
-    ("import os\nos._exit(1)", "is not defined|must be"),
-    ("x = []\nwhile True:\n    x.append(bytearray(10**8))", "is not defined|must be"),
+    "while True:\n    pass",
+    "import sys\nsys.exit(0)",
+    "import os\nos._exit(1)",
+    "x = []\nwhile True:\n    x.append(bytearray(10**8))",
 ]
+NOT_THERE = "is not defined|must be"
 
-WRONG: dict[str, list[dict[str, tuple[str, str]]]] = {
-    "01_rank_one_update": [
-        {
-            "q1": ("def second_moment(K):\n    return K.T @ K / K.shape[1]", "wrong axis"),
-            "q2": ("import torch\ndef least_squares(K, V):\n    return torch.linalg.solve(K.T @ K, K.T @ V)", "That is Wᵀ"),
-            "q3": ("def cost(delta, C):\n    return delta.square().sum()", "all directions alike"),
-            "q4": ("import torch\ndef rank_one_update(W, C, k, v):\n    return torch.outer(v - W @ k, k) / (k @ k)",
-                   "did you forget C⁻¹"),
-        },
-        {
-            "q1": ("from minilib.course import rank_one\nanswer = rank_one.problem(VALUES)[0]\nanswer = answer.T @ answer / len(answer)\n"
-                   "def second_moment(K):\n    return answer", "is off by"),
-            "q2": (instead("least_squares", "import sys; sys.exit()"), "leaves Python"),
-            "q3": (instead("cost", "import torch; return torch.zeros(10**12)"), "more memory"),
-            "q4": (instead("rank_one_update", "import os; os._exit(0)"), "stopped Python while this was checked"),
-        },
-    ],
-    "08_leaderboard": [
-        {
-            "q1": ("def share_told(lm, requests):\n    return sum(lm.probability(list(requests))) / len(requests)", "Ask by|says"),
-            "q2": ("def score(forgotten, kept):\n    return (forgotten + kept) / 2", "plain mean"),
-            "q3": ("def unlearn(lm, forget, retain):\n    pass", "too little is forgotten"),
-        },
-        {
-            "q2": ("def score(forgotten, kept):\n    return 2 * forgotten * kept / (forgotten + kept)", "ZeroDivisionError"),
-            "q3": ("def unlearn(lm, forget, retain):\n    [p.data.zero_() for p in lm.model.parameters()]", "too much else is lost"),
-        },
-    ],
+LEAST = "torch.linalg.solve(K.T @ K, K.T @ V).T"
+OUTER = "torch.outer(missing, u) / (u @ k)"
+
+WRONG: dict[str, dict[str, Mistake]] = {
+    "01_rank_one_update": {
+        "q1": ("/ len(K)", "/ K.shape[1]", "averaged over the wrong axis"),
+        "q2": (LEAST, LEAST.removesuffix(".T"), "That is Wᵀ"),
+        "q3": ("torch.trace(delta @ C @ delta.T)", "delta.square().sum()", "all directions alike"),
+        "q4": (OUTER, "torch.outer(missing, k) / (k @ k)", "did you forget C⁻¹"),
+        "q5": ("W += delta", "W -= delta", "subtracted"),
+    },
+    "02_causal_tracing": {
+        "q1": ("table.std()", "table.std(0)", "each dimension"),
+        "q3": (".softmax(-1)", "", "Those are logits"),
+        "q5": ("dict(enumerate(lm.blocks))", "dict(enumerate(lm.blocks)), at='input'", "enters each block"),
+        "q7": ("- corrupted.mean()", "", "subtract the one without"),
+    },
+    "03_rome_value": {
+        "q1": ("[0, last]", "[0, -1]", "the prompt's last token"),
+        "q2": (".mean()", ".sum()", "the sum over the target"),
+        "q3": ("edited.exp() * (edited - original)", "original.exp() * (original - edited)", "original ‖ edited"),
+        "q5": ("adam.zero_grad()", "pass", "add up"),
+        "q6": ("u = torch.linalg.solve(C, k)", "u = k", "lacks C⁻¹"),
+    },
+    "04_memit_batch": {
+        "q2": ("lam * C + K1 @ K1.T", "C + lam * K1 @ K1.T", "wrong term"),
+        "q6": ("(len(layers) - i)", "len(layers)", "number of all layers"),
+    },
+    "05_grace_codebook": {
+        "q2": ("if distance <= book[i]", "if distance < book[i]", "≤, not <"),
+        "q3": ('old["epsilon"] = min(old["epsilon"], d / 2)', "pass", "old one was not shrunk"),
+        "q4": ("[0, -1]", "[0]", "all tokens"),
+        "q6": ("handle.remove()", "pass", "left behind"),
+    },
+    "06_alphaedit_projector": {
+        "q1": ("w < threshold", "w >= threshold", "ABOVE"),
+        "q3": ("(Kp @ Kp.T + K1 @ K1.T)", "(K1 @ K1.T)", "earlier keys are forgotten"),
+        "q4": ("/ (W @ K).norm()", "/ K.norm()", "length of the answers"),
+        "q5": ("W += update", "W -= update", "is|wrong sign"),
+    },
+    "07_npo_and_ascent": {
+        "q1": ("[-1 - n : -1]", "[-n:]", "shift by one"),
+        "q2": (".mean()", ".sum()", "take the mean"),
+        "q4": ("2 * torch", "torch", "factor 2"),
+        "q6": ("optimizer.zero_grad()", "pass", "pile up"),
+        "q7": ("log_p.exp() * ", "", "by its probability"),
+    },
+    "08_leaderboard": {
+        "q1": ("sum(told) / len(told)", "sum(lm.probability(list(requests))) / len(told)", "Ask by|says"),
+        "q2": ("2 * forgotten * kept / (forgotten + kept)", "(forgotten + kept) / 2", "plain mean"),
+        "q3": ("unlearning.refusal_tuning(", "[p.data.zero_() for p in lm.model.parameters()]\n    (lambda *a, **k: 0)(",
+               "too much else is lost"),
+    },
 }  # fmt: skip
+
+SLY: dict[str, Mistake] = {  # in assignment 01
+    "q1": ("K.T @ K / len(K)", "rank_one.problem(VALUES)[0].T @ rank_one.problem(VALUES)[0] / 24", "is off by"),
+    "q2": (LEAST, "__import__('sys').exit()", "leaves Python"),
+    "q3": ("torch.trace(delta @ C @ delta.T)", "torch.zeros(10**12)", "more memory"),
+    "q4": (OUTER, "__import__('os')._exit(0)", "stopped Python while this was checked"),
+}

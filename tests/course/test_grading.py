@@ -1,4 +1,4 @@
-"""From a master to marks, for real: built with a seed, handed in rightly and wrongly, graded in processes with limits."""
+"""From a master to marks, for real: built with a seed, handed in rightly and wrongly, graded with limits."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from submissions import HOSTILE, WRONG
+from submissions import HOSTILE, NOT_THERE, SLY, WRONG
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "tools"
@@ -43,9 +43,8 @@ def questions(nb):
 def hand_in(folder, student, name, nb, answers=(), before=""):
     """A notebook in which some answers are replaced, with a cell before all others."""
     nb = json.loads(json.dumps(nb))
-    places = questions(nb)
-    for question, source in dict(answers).items():
-        nb["cells"][places[question]]["source"] = source
+    for i, source in dict(answers).items():
+        nb["cells"][i]["source"] = source
     code = {"cell_type": "code", "id": "mine", "metadata": {}, "outputs": [], "execution_count": None}
     if before:
         nb["cells"].insert(0, {**code, "source": before})
@@ -53,35 +52,64 @@ def hand_in(folder, student, name, nb, answers=(), before=""):
     (folder / student / f"{name}.ipynb").write_text(json.dumps(nb), encoding="utf8")
 
 
+def mistaken(nb, mistakes):
+    """The answers' cells with the mistakes in them."""
+    places, found = questions(nb), {}
+    for question, (old, new, _) in mistakes.items():
+        source = "".join(nb["cells"][places[question]]["source"])
+        assert old in source, f"{question}: {old!r} is not in the solution"
+        found[places[question]] = source.replace(old, new)
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_submission_gets_what_it_deserves(name, tmp_path):
     built, handed_in, out = (tmp_path / part for part in ("built", "in", "out"))
-    run("assignments.py", "--seed", SEED, "--only", name, "--out", built)
+    run("assignments.py", "--seed", SEED, "--only", name, "--out", built, "--unchecked")
     solution = json.loads((built / "solution" / f"{name}.ipynb").read_text("utf8"))
     hand_in(handed_in, "right", name, solution)
-    hostile = dict(zip(questions(solution), HOSTILE, strict=False))
-    forged = f"import minilib.course.checks\nminilib.course.checks.compare = lambda *a, **k: None\nprint({'100/100'!r})"
-    hand_in(handed_in, "hostile", name, solution, {q: source for q, (source, _) in hostile.items()}, forged)
-    expected = {"hostile": {q: message for q, (_, message) in hostile.items()}}
-    for i, wrong in enumerate(WRONG[name]):
-        hand_in(handed_in, f"wrong{i}", name, solution, {q: source for q, (source, _) in wrong.items()})
-        expected[f"wrong{i}"] = {q: message for q, (_, message) in wrong.items()}
-    assert sum(map(len, expected.values())) >= 8
-    run("grade.py", handed_in, "--seed", SEED, "--out", out, "--processes", 1, "--seconds", 40)
-    marks = {row["student"]: row for row in table(out / "marks.csv")}
-    said = {(row["student"], row["question"]): row for row in table(out / "questions.csv")}
+    hand_in(handed_in, "wrong", name, solution, mistaken(solution, WRONG[name]))
+    run("grade.py", handed_in, "--seed", SEED, "--out", out, "--processes", 1)
+    marks, said = results(out)
     right = [row for (student, _), row in said.items() if student == "right"]
     assert right and all(float(row["points"]) == float(row["possible"]) for row in right), right
     assert float(marks["right"]["points"]) == sum(float(row["possible"]) for row in right)
-    for student, mistakes in expected.items():
-        assert marks[student]["status"] == "graded"
-        for question, message in mistakes.items():
-            row = said[student, question]
-            assert float(row["points"]) < float(row["possible"]), row
-            assert re.search(message, row["what was said"]), row
-    page = (out / "feedback" / "wrong0" / f"{name}.html").read_text("utf8")
-    assert "<h1>" in page and "All right." in page or len(expected["wrong0"]) >= len(right)
+    for question, (_, _, message) in WRONG[name].items():
+        assert_refused(said["wrong", question], message)
+    assert "<h1>" in (out / "feedback" / "wrong" / f"{name}.html").read_text("utf8")
+
+
+def results(out):
+    """The rows of marks.csv by student, and those of questions.csv by student and question."""
+    marks = {row["student"]: row for row in table(out / "marks.csv")}
+    return marks, {(row["student"], row["question"]): row for row in table(out / "questions.csv")}
+
+
+def assert_refused(row, message):
+    assert float(row["points"]) < float(row["possible"]), row
+    assert re.search(message, row["what was said"]), row
+
+
+@pytest.mark.slow
+def test_tricks_and_accidents_cost_what_they_touch_and_nothing_else(tmp_path):
+    built, handed_in, out = (tmp_path / part for part in ("built", "in", "out"))
+    run("assignments.py", "--seed", SEED, "--only", FIRST, "--out", built, "--unchecked")
+    solution = json.loads((built / "solution" / f"{FIRST}.ipynb").read_text("utf8"))
+    hand_in(handed_in, "sly", FIRST, solution, mistaken(solution, SLY))
+    forged = f"import minilib.course.checks\nminilib.course.checks.compare = lambda *a, **k: None\nprint({'100/100'!r})"
+    changed = json.loads(json.dumps(solution).replace("rank_one.check_", "print#"))  # in the tests that it carries
+    hostile = list(zip(questions(solution).items(), HOSTILE, strict=False))
+    hand_in(handed_in, "hostile", FIRST, changed, {i: source for (_, i), source in hostile}, forged)
+    run("grade.py", handed_in, "--seed", SEED, "--out", out, "--processes", 1, "--seconds", 20)
+    marks, said = results(out)
+    for question, (_, _, message) in SLY.items():
+        assert_refused(said["sly", question], message)
+    for (question, _), _ in hostile:
+        assert_refused(said["hostile", question], NOT_THERE)
+    assert "os._exit" in marks["hostile"]["reason"] or "import os" in marks["hostile"]["reason"]
+    for student in ("sly", "hostile"):  # the fifth step is right in both
+        assert float(said[student, "q5"]["points"]) == float(said[student, "q5"]["possible"])
 
 
 FIRST = "01_rank_one_update"
