@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help book test serve notebooks assignments grade bench links lock clean
+.PHONY: help book test serve notebooks assignments grade pdf bench links lock clean
 
 help:
 	@echo "make book       run the notebooks that changed and build the site into _build/html"
@@ -13,6 +13,7 @@ help:
 	@echo "make notebooks  run every notebook and store its outputs in it, to be committed"
 	@echo "make assignments  build students' notebooks, solutions and autograders (SEED=secret NAMES=file for a class)"
 	@echo "make grade SUBMISSIONS=folder  grade what was handed in (with the same SEED and NAMES)"
+	@echo "make pdf        the whole book as one PDF, printed by Chromium (three minutes)"
 	@echo "make bench      measure speed and memory against a plain loop (six minutes, nothing else running)"
 	@echo "make links      ask every link of the book whether it still leads somewhere"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
@@ -37,6 +38,9 @@ assignments: $(READY)
 
 grade: $(READY)
 	@$(BIN)/python tools/grade.py "$(SUBMISSIONS)" $(if $(SEED),--seed "$(SEED)") $(if $(NAMES),--names "$(NAMES)") $(if $(OUT),--out "$(OUT)")
+
+pdf: book
+	@$(BIN)/python tools/pdf.py
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/speed.py

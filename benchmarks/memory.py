@@ -1,4 +1,4 @@
-"""What each method really needs above the loaded SmolLM2; chapter 13 puts the formula of ``minilib.footprint`` beside it.
+"""What each method really needs above the loaded SmolLM2; chapter 13 puts ``minilib.footprint`` beside it.
 
 Each method runs in a process of its own, three times; its highest resident memory is compared with what the loaded
 model took. Run: python benchmarks/memory.py (some minutes on one core, on Linux).

@@ -1,8 +1,8 @@
 """What SmolLM2 says after a refusal: facts × methods × layers × strengths, for the page on which a reader chooses.
 
-Of each edit all answers are kept: the question, three other wordings, the neighbours, an unrelated question, and two more
-facts of the same relation; and ‖ΔW‖ against ‖W‖. Run: python benchmarks/playground.py (a quarter of an hour on one core). It
-goes on where it stopped.
+Of each edit all answers are kept: the question, three other wordings, the neighbours, an unrelated question, and two
+more facts of the same relation; and ‖ΔW‖ against ‖W‖. Run: python benchmarks/playground.py (half an hour on one core).
+It goes on where it stopped.
 """
 
 import time

@@ -130,6 +130,27 @@ def test_modules_import_from_lower_floors_only(path):
         )
 
 
+def test_nothing_in_the_library_rests_on_the_course():
+    """minilib/course stands on top of all floors: an assignment can be deleted without a look at the library."""
+    for path in sorted((ROOT / "minilib").glob("*.py")):
+        assert "course" not in imported(ast.parse(path.read_text("utf8"))), f"minilib/{path.name} imports the course"
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "assignments").glob("*/master.ipynb")))
+def test_an_assignment_has_points_hints_and_a_rubric(folder):
+    cells = json.loads((ROOT / "assignments" / folder / "master.ipynb").read_text("utf8"))["cells"]
+    raw = ["".join(c["source"]) for c in cells if c["cell_type"] == "raw"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    questions = [r for r in raw if r.startswith("# BEGIN QUESTION")]
+    assert sum(float(re.search(r"points: ([\d.]+)", q)[1]) for q in questions) == 20
+    assert 5 <= len(questions) <= 9 and f"name: {folder}\n" in raw[0]
+    assert text.count("<summary>Hint</summary>") == text.count("<summary>A bigger hint</summary>") == len(questions) - 1
+    assert "*Rubric:*" in text and all(
+        word in text for word in ("You learn", "You need", "Time", "Difficulty", "Points")
+    )
+    assert not any(c.get("outputs") for c in cells), "a master has no outputs"
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
 def test_scripts_name_what_the_library_has(path):
     """They run for minutes to hours, so no test runs them; a name that was moved would show only then."""

@@ -14,6 +14,8 @@ from pathlib import Path
 import live_model
 from common import BUILD, ROOT, fetch_model, run, say
 
+import slides
+
 CACHE = BUILD / ".jupyter_cache"
 COMMITTED_SITE = BUILD / "committed" / "_build" / "html"  # made from the outputs stored in the notebooks
 
@@ -44,6 +46,7 @@ def build(committed: bool = False, builder: str = "html") -> int:
         say("Running the notebooks that changed and building the site; the first time takes some minutes")
     status = run("jupyter-book", *arguments)
     if not status and builder == "html":
+        slides.build(site)
         say(f"The site is in {site.relative_to(ROOT)}" + ("" if committed else "; `make serve` shows it"))
     return status
 

@@ -14,6 +14,7 @@ HOSTILE = [
 ]
 NOT_THERE = "is not defined|must be"
 
+ZERO = "[p.data.zero_() for p in lm.model.parameters()]\n    "
 LEAST = "torch.linalg.solve(K.T @ K, K.T @ V).T"
 OUTER = "torch.outer(missing, u) / (u @ k)"
 
@@ -64,7 +65,7 @@ WRONG: dict[str, dict[str, Mistake]] = {
     "08_leaderboard": {
         "q1": ("sum(told) / len(told)", "sum(lm.probability(list(requests))) / len(told)", "Ask by|says"),
         "q2": ("2 * forgotten * kept / (forgotten + kept)", "(forgotten + kept) / 2", "plain mean"),
-        "q3": ("unlearning.refusal_tuning(", "[p.data.zero_() for p in lm.model.parameters()]\n    (lambda *a, **k: 0)(",
+        "q3": ("unlearning.refusal_tuning(", ZERO + "(lambda *a, **k: 0)(",
                "too much else is lost"),
     },
 }  # fmt: skip

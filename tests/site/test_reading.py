@@ -1,0 +1,160 @@
+"""What a newcomer asks is found in two clicks; a symbol says what it means; the playground shows what was stored."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import minilib
+from minilib import facts, stored
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import pdf  # noqa: E402
+
+QUESTIONS = {
+    "How do I edit a model of my own?": (["Before chapter 01"], "The shortest way to an edit of your own"),
+    "Do I need a GPU?": ([], "no GPU, no account"),
+    "What do I have to know before?": (["Before chapter 01"], "What you need: a test of yourself"),
+    "How long does it take?": (["Before chapter 01"], "reading, minutes"),
+    "Which method should I use?": (["Which method should I use?"], "By the comparison"),
+    "Is it really gone?": (["Is it really gone?"], "removed, masked or guarded"),
+    "What does k* mean?": (["Notation"], "a key: what enters"),
+    "What is a null space?": (["Glossary"], "null space"),
+    "My edit did nothing. Why?": (["Common mistakes"], "The edit did nothing"),
+    "Does it work with my model?": (["Before chapter 01", "A bigger model"], "Does it fit?"),
+    "May I say that the data are deleted?": (["What may be claimed"], "Why a refusal is not a deletion"),
+    "How do I set an assignment?": (["For instructors"], "make assignments"),
+    "Can I try it without installing anything?": (["Edit a model in this page"], "in your browser"),
+}
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_newcomers_question_is_answered_in_two_clicks(page, address, question):
+    clicks, answer = QUESTIONS[question]
+    assert len(clicks) <= 2
+    page.goto(f"{address}/index.html")
+    for name in clicks:
+        page.locator(".bd-article").get_by_role("link", name=name).first.click()
+        page.wait_for_load_state()
+    text = page.locator(".bd-article").inner_text()
+    assert answer.casefold() in text.casefold(), f"{page.url} does not say {answer!r}"
+
+
+@pytest.mark.parametrize("reader", ["You study this", "You teach it", "You do research"])
+def test_each_reader_has_a_first_page_one_click_away(page, address, reader):
+    page.goto(f"{address}/index.html")
+    item = page.locator(".bd-article li", has_text=reader).first
+    item.get_by_role("link").first.click()
+    page.wait_for_load_state()
+    assert not page.url.endswith("index.html") and page.locator("h1").count() == 1
+
+
+def test_a_symbol_says_what_it_means(page, address):
+    page.goto(f"{address}/book/derivations.html")
+    page.wait_for_function(
+        "window.MathJax && MathJax.startup && MathJax.startup.document && document.querySelector('mjx-container')"
+    )
+    index = page.evaluate(
+        """() => [...document.querySelectorAll('.bd-article .math')].findIndex(span => {
+        const item = MathJax.startup.document.getMathItemsWithin([span])[0];
+        return item && /C/.test(item.math) && /k/.test(item.math); })"""
+    )
+    formula = page.locator(".bd-article .math").nth(index)
+    formula.scroll_into_view_if_needed()
+    formula.hover()
+    card = page.locator(".notation-card")
+    card.wait_for()
+    assert "second moment" in card.inner_text()
+    assert formula.get_attribute("aria-describedby") == card.get_attribute("id")
+    page.keyboard.press("Escape")
+    assert card.count() == 0
+    formula.click()
+    card.wait_for()
+    card.get_by_role("link", name="All notation").click()
+    page.wait_for_url("**/notation.html")
+
+
+def test_the_playground_shows_what_was_stored(page, address):
+    found = stored.load("playground")
+    page.goto(f"{address}/book/playground.html")
+    page.wait_for_function("document.getElementById('play').dataset.shown")
+    for method in ("rome", "grace", "alphaedit"):
+        page.select_option("#play-method", method)
+        fact, shown, layer, strength = page.locator("#play").get_attribute("data-shown").split("/")
+        assert shown == method
+        (edit,) = [e for e in found["edits"] if (e["fact"], e["method"], e["layer"]) == (fact, method, int(layer))]
+        said = page.locator("#play-table tr td:nth-child(3)").all_inner_texts()
+        assert said == [text for _, text in edit["answers"][strength]]
+    page.locator("#play-layer").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#play").get_attribute("data-shown").split("/")[2] != layer
+    assert re.search(
+        r"Refused: \d of 4 wordings\. Still told beside it: \d of \d", page.locator("#play-summary").inner_text()
+    )
+
+
+@pytest.mark.slow
+def test_one_stored_edit_is_made_again():
+    found = stored.load("playground")
+    fact = facts.recorded()[0]
+    (edit,) = [e for e in found["edits"] if (e["fact"], e["method"], e["layer"]) == (fact.subject, "rome", 4)]
+    lm = minilib.load("smollm2-135m")
+    with minilib.rome.edit(lm, fact.request(found["refusal"]), layer=4):
+        asked = next(about["asked"] for about in found["facts"] if about["subject"] == fact.subject)
+        said = lm.generate([text for _, text, _ in asked], max_new_tokens=16)
+    assert [" ".join(s.split())[:70] for s in said] == [text for _, text in edit["answers"]["1.0"]]
+
+
+def test_the_times_of_the_chapters_are_those_of_their_texts():
+    """Words at 180 a minute, 0.75 minutes a cell, rounded up to five; exercises by the minutes that they name."""
+    root = Path(__file__).parents[2]
+    table = (root / "book" / "before_you_start.md").read_text("utf8")
+    chapters = sorted((root / "notebooks").glob("[01]*.ipynb"))
+    assert len(chapters) == 13
+    for path in chapters:
+        cells = json.loads(path.read_text("utf8"))["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        words = len(re.sub(r"\$[^$]*\$|\{[^}]*\}|<[^>]*>", "x", text).split())
+        reading = words / 180 + 0.75 * sum(c["cell_type"] == "code" for c in cells)
+        exercises = sum(int(m) for m in re.findall(r"\(●+(?: ?○*)?[^)]*?(\d+) minutes", text))
+        row = re.search(rf"\{{doc\}}`\d+ </notebooks/{path.stem}>` \| (\d+) \| (\d+) \|", table)
+        assert row, f"before_you_start.md does not name {path.stem}"
+        assert int(row[2]) == exercises and abs(int(row[1]) - reading) <= 5, (path.stem, reading, exercises)
+
+
+@pytest.mark.parametrize("lecture", sorted(path.stem for path in (Path(__file__).parents[2] / "slides").glob("*.md")))
+def test_slides_have_their_pictures_and_are_gone_through_by_keyboard(page, address, lecture):
+    failed = []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.goto(f"{address}/slides/{lecture}.html")
+    page.wait_for_function("window.MathJax?.startup?.promise")
+    page.evaluate("MathJax.startup.promise.then(() => 0)")
+    assert page.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 100)") and not failed
+    assert page.evaluate("[...document.images].every(i => i.alt)") and page.locator("section").count() >= 10
+    for expected in (1, 2):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function(
+            "n => Math.abs(document.querySelectorAll('section')[n].getBoundingClientRect().top) < 5", arg=expected
+        )
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_the_pdf_holds_the_pages_that_were_asked_for(tmp_path):
+    from built import SITE
+    from pypdf import PdfReader
+
+    made = pdf.make(["book/glossary", "book/live_model"], SITE, tmp_path / "book.pdf")
+    read = PdfReader(made)
+    assert [item.title for item in read.outline] == ["Glossary", "Edit a model in this page"]
+    text = "".join(p.extract_text() for p in read.pages)
+    assert "associative memory" in text and "Try this" in text

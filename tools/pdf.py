@@ -1,0 +1,80 @@
+"""The whole book as one PDF, printed from the built pages by Chromium, in the order of the contents.
+
+Run: python tools/pdf.py [PAGE ...]  (`make pdf`); with names of pages, as book/glossary, only these.
+"""
+
+import sys
+import tempfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import yaml
+from common import BUILD, ROOT, say
+from playwright.sync_api import sync_playwright
+from pypdf import PdfWriter
+
+sys.path.insert(0, str(ROOT / "tests" / "site"))
+from conftest import executable  # noqa: E402
+
+SITE = BUILD / "html"
+TARGET = BUILD / "unlearning-as-editing.pdf"
+# What only a screen needs, and notes that are folded: a reader of paper cannot open them.
+PAPER = """
+.bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-footer, .copybtn, .live-knobs {
+  display: none !important;
+}
+.bd-main .bd-content .bd-article-container { max-width: none !important }
+"""
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def contents() -> list[str]:
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
+    return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
+
+
+def make(pages: list[str], site: Path = SITE, target: Path = TARGET) -> Path:
+    """Print pages and put them together, with a bookmark for each."""
+    server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    writer = PdfWriter()
+    arguments = ["--no-sandbox", "--disable-background-networking"]
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=arguments)
+        page = browser.new_page(color_scheme="light")
+        page.set_default_timeout(120_000)
+        for i, name in enumerate(pages):
+            page.goto(f"http://localhost:{server.server_address[1]}/{name}.html")
+            page.add_style_tag(content=PAPER)
+            page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+            page.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 0) : 0")
+            title = page.locator("h1").first.inner_text().rstrip("#").strip()
+            file = Path(folder, f"{i}.pdf")
+            margin = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
+            page.pdf(path=str(file), format="A4", margin=margin, print_background=True)
+            writer.append(str(file), outline_item=title)
+        browser.close()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        writer.write(str(target))
+    server.shutdown()
+    return target
+
+
+def main() -> int:
+    if not (SITE / "index.html").is_file():
+        raise SystemExit("there is no built site: run `make book` first")
+    pages = sys.argv[1:] or contents()
+    say(f"Printing {len(pages)} pages")
+    made = make(pages)
+    say(f"{made.relative_to(ROOT)}: {made.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
