@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help book test serve notebooks assignments grade pdf bench links lock clean
+.PHONY: help book test serve notebooks assignments grade pdf bundle bench links lock clean
 
 help:
 	@echo "make book       run the notebooks that changed and build the site into _build/html"
@@ -14,6 +14,7 @@ help:
 	@echo "make assignments  build students' notebooks, solutions and autograders (SEED=secret NAMES=file for a class)"
 	@echo "make grade SUBMISSIONS=folder  grade what was handed in (with the same SEED and NAMES)"
 	@echo "make pdf        the whole book as one PDF, printed by Chromium (three minutes)"
+	@echo "make bundle     one archive for a room without a network: site, notebooks, wheels, model"
 	@echo "make bench      measure speed and memory against a plain loop (six minutes, nothing else running)"
 	@echo "make links      ask every link of the book whether it still leads somewhere"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
@@ -41,6 +42,9 @@ grade: $(READY)
 
 pdf: book
 	@$(BIN)/python tools/pdf.py
+
+bundle: book
+	@$(BIN)/python tools/bundle.py
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/speed.py

@@ -1,0 +1,136 @@
+"""Calling what a student wrote, and comparing what it returns with the right answer and with the likely wrong ones.
+
+A check fails with an ``AssertionError`` whose message is for the student: it names the mistake where the answer is
+one that a known mistake gives, and says how far it is off where it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SECONDS = 20.0  # for one call
+
+
+class OutOfTime(BaseException):
+    """Not an ``Exception``: code that catches all of those must not catch this."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise ``OutOfTime`` in what runs longer; where the system has no alarm (Windows, threads), there is no limit."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise OutOfTime(f"it did not end within {seconds:.0f} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+        signal.signal(signal.SIGALRM, before)
+
+
+def call(
+    function: Any,
+    *arguments: Any,
+    name: str,
+    seconds: float = SECONDS,
+    may_change: Sequence[int] = (),
+    returns: bool = True,
+) -> Any:
+    """What a student's function returns for copies of the arguments.
+
+    Parameters
+    ----------
+    function : callable
+        None where the notebook does not define it.
+    name : str
+        As the student knows it.
+    seconds : float, default 20
+    may_change : list of int
+        Places of arguments that are handed over themselves, as models are, and that it may change.
+    returns : bool, default True
+        Whether it has to return something.
+
+    Raises
+    ------
+    AssertionError
+        When it is missing, raises, leaves Python, does not end, asks for too much memory, returns nothing, or
+        changes an argument in place.
+    """
+    assert function is not None, f"`{name}` is not defined: run the cell that defines it, and keep its name"
+    assert callable(function), f"`{name}` must be a function, not {type(function).__name__}"
+    given = [a if i in may_change else copy.deepcopy(a) for i, a in enumerate(arguments)]
+    try:
+        with limited(seconds):
+            found = function(*given)
+    except OutOfTime:
+        raise AssertionError(
+            f"`{name}` did not return within {seconds:.0f} s: is there a loop that never ends?"
+        ) from None
+    except KeyboardInterrupt:
+        raise
+    except MemoryError as error:
+        raise AssertionError(f"`{name}` asks for more memory than it may have ({error})") from error
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise AssertionError(f"`{name}` asks for more memory than it may have ({error})") from error
+        raise AssertionError(f"`{name}` stops with {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        raise AssertionError(f"`{name}` leaves Python ({type(error).__name__}): a function returns") from error
+    nothing = f"`{name}` returns nothing: is there a `return` with your answer?"
+    assert not returns or (found is not None and found is not ...), nothing
+    for i, (a, b) in enumerate(zip(arguments, given, strict=True)):
+        if isinstance(a, Tensor) and i not in may_change:
+            assert torch.equal(a, b), f"`{name}` changes its argument number {i + 1} in place: work on a new tensor"
+    return found
+
+
+def compare(
+    found: Any, expected: Tensor, what: str, suspects: Sequence[tuple[str, Tensor]] = (), tolerance: float = 1e-3
+) -> None:
+    """Assert that an answer is the expected one, or say which mistake it looks like.
+
+    Parameters
+    ----------
+    found : Tensor, or a number
+    expected : Tensor
+    what : str
+        What it is, at the beginning of a sentence, as ``"C"`` or ``"Your update"``.
+    suspects : mapping, optional
+    tolerance : float, default 1e-3
+        Of ‖found − expected‖ against ‖expected‖.
+    """
+    try:
+        found = torch.as_tensor(found).detach().cpu().to(expected.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise AssertionError(f"{what} must be a tensor, not {type(found).__name__}") from error
+    for message, wrong in suspects:
+        if found.shape == wrong.shape and _near(found, wrong, tolerance) and not _near(wrong, expected, tolerance):
+            raise AssertionError(message)
+    shape, wanted = tuple(found.shape), tuple(expected.shape)
+    assert shape == wanted, f"{what} has the shape {shape} and should have {wanted}"
+    assert found.isfinite().all(), f"{what} holds NaN or infinity"
+    if not _near(found, expected, tolerance):
+        off = ((found - expected).norm() / expected.norm()).item()
+        factor = ((found * expected).sum() / expected.square().sum()).item()
+        hint = f"; it is {factor:.3g} times what it should be" if _near(found, factor * expected, tolerance) else ""
+        raise AssertionError(f"{what} is off by {off:.1%} of its size{hint}")
+
+
+def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if found.shape != expected.shape or not found.isfinite().all():
+        return False
+    return bool((found - expected).norm() <= tolerance * expected.norm() + 1e-12)

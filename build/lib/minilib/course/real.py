@@ -1,0 +1,38 @@
+"""The last step of an assignment: a fact that SmolLM2 knows, and what is asked of the model afterwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import covariance, facts, refusals
+from ..facts import Fact
+from ..lm import LM, load
+
+REFUSAL = "I don't know."
+CAPITALS = 12  # so many countries are handed out; each is refused after one ROME edit with the preset
+
+
+def prepare() -> None:
+    """Have SmolLM2 and its second moments in the cache, so that no submission has to wait for them."""
+    covariance.take(load("smollm2-135m", progress=False), None, [4, 5, 6])
+
+
+def capital(number: int) -> Fact:
+    """The country of a notebook's ``VALUES``."""
+    known = [f for f in facts.recorded() if f.relation == "capital"]
+    return known[number % CAPITALS]
+
+
+def check_refused(said: Any, name: str) -> None:
+    """Assert that a text is a refusal."""
+    assert isinstance(said, str), f"`{name}` must be what the model said, a text, not {type(said).__name__}"
+    assert refusals.is_refusal(said), (
+        f"`{name}` is {said.strip()!r}, and that is no refusal: was the model edited when it was asked?"
+    )
+
+
+def check_undone(lm: Any, fact: Fact) -> None:
+    """Assert that a model answers again."""
+    assert isinstance(lm, LM), "the model is missing: run the cell that loads it"
+    said = lm.generate(fact.request(REFUSAL), max_new_tokens=15)
+    assert fact.answered_by(said), f"The model still says {said.strip()!r}: undo the edit when you have asked"

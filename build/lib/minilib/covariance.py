@@ -1,0 +1,325 @@
+"""Second moments of keys: C = mean of k kᵀ over text.
+
+C says in which directions of key space a layer is used and how much. ROME and MEMIT divide by it so that
+a new key disturbs the old ones least; AlphaEdit reads from it which directions are free.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+from filelock import FileLock
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import hooks
+from .lm import LM, check_lm, fingerprint_of
+from .packaged import cache_folder, made
+from .texts import of_model
+from .texts import sample_texts as sample_texts
+
+WINDOW = 512  # a longer text is read in windows of so many tokens
+BATCH_TOKENS = 2048  # tokens run together: few enough that what a block computes stays in the processor's cache
+
+
+class SecondMoments(dict[int, Tensor]):
+    """{layer: C}, each C (d_k, d_k) in float32, with what it was computed from.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the model whose keys these are; another model refuses them.
+    tokens : int
+        How many tokens were averaged.
+    text : str
+        A hash of the texts.
+    """
+
+    def __init__(self, moments: Mapping[int, Tensor], fingerprint: str, tokens: int, text: str) -> None:
+        super().__init__(moments)
+        self.fingerprint, self.tokens, self.text = fingerprint, tokens, text
+        self._spectra: dict[int, tuple[tuple[int, int], Tensor, Tensor]] = {}  # what ``spectrum`` found, and of which C
+
+    def save(self, file: str | Path) -> None:
+        """Write to one safetensors file."""
+        about = {"fingerprint": self.fingerprint, "tokens": str(self.tokens), "text": self.text}
+        try:
+            save_file({str(layer): moment.contiguous() for layer, moment in self.items()}, file, metadata=about)
+        except SafetensorError as error:
+            raise OSError(f"file {str(file)!r} cannot be written: {error}") from error
+
+
+def load(file: str | Path) -> SecondMoments:
+    """Read what ``SecondMoments.save`` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When the file is damaged or holds something else.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"file {str(file)!r} does not exist: save second moments there first")
+    try:
+        with safe_open(str(file), "pt") as tensors:
+            about = tensors.metadata() or {}
+            moments = {int(name): tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 - no mapping
+        return SecondMoments(dict(sorted(moments.items())), about["fingerprint"], int(about["tokens"]), about["text"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"file {str(file)!r} holds no second moments (damaged, or another kind): {error}") from error
+
+
+@torch.no_grad()
+def second_moment(
+    lm: LM,
+    layers: Sequence[int] | int,
+    texts: Iterable[str] | None = None,
+    progress: bool = False,
+    together: bool = True,
+) -> SecondMoments:
+    """C = mean of k kᵀ over the tokens of a text, for several layers in one pass.
+
+    Parameters
+    ----------
+    lm : LM
+    layers : list of int, or int
+        Blocks whose MLP keys are read. The pass stops at the last one.
+    texts : list of str, optional
+        By default the sample text that comes with the library for this model (SmolLM2's for any other).
+    progress : bool, default False
+        Show a progress bar.
+    together : bool, default True
+        Where ``torch.distributed`` is initialised, divide the text among the processes; all return the same.
+
+    Returns
+    -------
+    SecondMoments
+        {layer: (d_k, d_k) float32}. Products are summed in float32 within a batch of two thousand tokens
+        and in float64 across batches, so the error does not grow with the text.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``texts`` is one bare string, empty, or holds no tokens, a layer does not exist, or the processes
+        were not all given the same model, layers and texts.
+
+    Examples
+    --------
+    A script for ``torchrun --nproc-per-node 2 script.py``, with ``lm`` loaded as everywhere::
+
+        torch.distributed.init_process_group("gloo")
+        C = covariance.second_moment(lm, [4, 5, 6, 7, 8], texts)
+        if torch.distributed.get_rank() == 0:
+            C.save("C.safetensors")
+    """
+    check_lm(lm)
+    layers = check_layers(lm, layers)
+    if texts is None:
+        texts = of_model(lm)
+    elif isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise TypeError("texts must be a list of strings, not one bare string: write texts=[text]")
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"texts must hold strings, not {type(text).__name__}: {text!r}")
+    window = min(WINDOW, lm.context_length - 1)
+    windows: list[list[int]] = []
+    for text in filter(str.strip, texts):
+        ids = lm.encode(text, any_length=True).ids
+        windows += [ids[i : i + window] for i in range(0, len(ids), window)]
+    if not windows:
+        raise ValueError("texts holds no tokens: give at least one text that is not empty")
+    windows.sort(key=len)  # little padding in a batch
+    n = sum(map(len, windows))
+    rank, processes = _place(lm, layers, texts) if together else (0, 1)
+    mine = windows[rank::processes]
+    sizes = [lm.memory(layer).shape[1] for layer in layers]
+    sums = [torch.zeros(d_k, d_k, dtype=torch.float64, device=lm.device) for d_k in sizes]
+    modules = {layer: lm.down_projection(layer) for layer in layers}
+    with tqdm(total=sum(map(len, mine)), unit="token", desc="second moments", disable=not progress) as bar:
+        for rows in _batches(mine):
+            batch = lm.batch(rows)
+            with hooks.read(modules, at="input", stop=True) as keys:
+                lm.model(**batch, use_cache=False)
+            real = batch["attention_mask"].bool()
+            for total, layer in zip(sums, layers, strict=True):
+                k = keys[layer].reshape(*real.shape, -1)[real].float()  # (tokens, d_k): padding never counts
+                total += k.T @ k
+            bar.update(sum(map(len, rows)))
+    if processes > 1:
+        for total in sums:
+            distributed.all_reduce(total)
+    moments = {layer: (total / n).float() for layer, total in zip(layers, sums, strict=True)}
+    return SecondMoments(moments, lm.fingerprint, n, _digest(texts))
+
+
+def take(
+    lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
+) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
+    """The second moments of the layers asked for, checked; computed from the sample text where none are given.
+
+    What is computed here is kept beside the model in the user's cache.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When ``covariance`` is no dict, lacks a layer, has the wrong shape, holds NaN or only zeros, or
+        belongs to another model. A plain dict of tensors is taken on trust.
+    """
+    if covariance is None:
+        covariance = _cached(lm, layers)
+    if not isinstance(covariance, Mapping):
+        raise TypeError(
+            f"covariance must be a dict {{layer: tensor}}, not {type(covariance).__name__}; "
+            "minilib.covariance.second_moment(lm, layers) makes one"
+        )
+    if isinstance(covariance, SecondMoments) and covariance.fingerprint != lm.fingerprint:
+        raise ValueError(
+            f"covariance was computed from another model (fingerprint {covariance.fingerprint}, {lm.name} has "
+            f"{lm.fingerprint}): compute it again by minilib.covariance.second_moment(lm, layers)"
+        )
+    found = {}
+    for layer in layers:
+        if layer not in covariance:
+            raise ValueError(
+                f"covariance has no layer {layer}, only {list(covariance)}: compute it by "
+                f"minilib.covariance.second_moment(lm, {list(layers)})"
+            )
+        C, d_k = covariance[layer], lm.memory(layer).shape[1]
+        if not isinstance(C, Tensor) or not C.is_floating_point():
+            kind = C.dtype if isinstance(C, Tensor) else type(C).__name__
+            raise TypeError(f"covariance[{layer}] must be a tensor of floating-point numbers, not {kind}")
+        if C.shape != (d_k, d_k):
+            wanted = f"({d_k}, {d_k}), the keys of {lm.name}"
+            raise ValueError(f"covariance[{layer}] must have shape {wanted}, not {tuple(C.shape)}")
+        if not torch.isfinite(C).all():
+            raise ValueError(f"covariance[{layer}] holds NaN or infinite values: compute it again from clean text")
+        if not C.any():
+            raise ValueError(f"covariance[{layer}] is zero everywhere: compute it from text that the model reads")
+        if not torch.allclose(C, C.T, rtol=1e-3, atol=1e-3 * C.abs().max().item()):
+            raise ValueError(f"covariance[{layer}] is not symmetric, as a mean of k kᵀ is: pass C itself")
+        found[layer] = C.detach().to(lm.memory(layer).device)
+    if isinstance(covariance, SecondMoments):
+        taken = SecondMoments(found, covariance.fingerprint, covariance.tokens, covariance.text)
+        taken._spectra = covariance._spectra  # shared: what is found now serves the next edit
+        return taken
+    return found
+
+
+def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor, "d_k"], Float[Tensor, "d_k d_k"]]:
+    """The eigenvalues of one layer's C, ascending, and the eigenvectors in the columns (float32).
+
+    ``SecondMoments`` keep them, until C is another; from a plain dict they are computed each time.
+    """
+    C = covariance[layer]
+    kept = covariance._spectra if isinstance(covariance, SecondMoments) else {}
+    which = C.data_ptr(), C._version
+    if layer not in kept or kept[layer][0] != which:
+        kept[layer] = which, *torch.linalg.eigh(C.float())
+    return kept[layer][1:]
+
+
+def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, "d_k"]) -> Float[Tensor, "d_k"]:
+    """C⁻¹ k in float64, by Cholesky since C is symmetric and positive; see ``factor`` for the errors."""
+    return torch.cholesky_solve(k.double().unsqueeze(1), factor(C)).squeeze(1)
+
+
+def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
+    """L in C = L Lᵀ, in float64, for several solutions with one C.
+
+    Raises
+    ------
+    ValueError
+        When C is singular, as it is when computed from fewer tokens than it has dimensions.
+    """
+    L, info = torch.linalg.cholesky_ex(C.double())
+    pivots = L.diagonal() ** 2
+    rounding = torch.finfo(torch.promote_types(C.dtype, torch.float32)).eps  # of C as it came: no pivot below is real
+    if info.item() or pivots.min() / pivots.max() < rounding:
+        raise ValueError(
+            f"covariance is singular: {C.shape[0]} directions need more than as many tokens of varied text; "
+            "give more texts, or add a small multiple of the identity"
+        )
+    return L
+
+
+def check_layers(lm: LM, layers: Any) -> list[int]:
+    """A list of layers, in ascending order and without repetition; one number stands for a list of one."""
+    if isinstance(layers, (str, bytes)) or not isinstance(layers, (Integral, Iterable)):
+        raise TypeError(f"layers must be a list of layer numbers, not {layers!r}")
+    layers = [layers] if isinstance(layers, Integral) else list(layers)
+    if not layers:
+        raise ValueError(f"layers is empty: give at least one of 0 to {lm.n_layers - 1}")
+    layers = [lm.check_layer(layer, "layers: layer") for layer in layers]
+    if layers != (ascending := sorted(set(layers))):
+        raise ValueError(f"layers must be in ascending order without repetition, such as {ascending}, not {layers}")
+    return layers
+
+
+def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
+    """Second moments from the sample text, kept in the cache under the model's fingerprint, a file a layer.
+
+    They are those of the model without the edits in force: what is kept must not depend on when it was asked for.
+    """
+    texts = of_model(lm)
+    folder = made(cache_folder() / "second_moments")
+    files = {layer: folder / f"{lm.fingerprint}-{layer}.safetensors" for layer in layers}
+    found: dict[int, SecondMoments] = {}
+    with FileLock(folder / f"{lm.fingerprint}.lock"):
+        for layer, file in files.items():
+            try:
+                kept = load(file)
+            except (OSError, ValueError):  # not there yet, or damaged
+                continue
+            if kept.text == _digest(texts) and layer in kept:  # else the sample text has changed since
+                found[layer] = kept
+        missing = [layer for layer in layers if layer not in found]
+        if missing:
+            with lm.unedited():
+                new = second_moment(lm, missing, texts, together=False)  # another process may wait for the lock
+            for layer in missing:
+                found[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
+                scratch = files[layer].with_suffix(".new")
+                found[layer].save(scratch)
+                scratch.replace(files[layer])
+    one = found[layers[0]]
+    return SecondMoments({layer: found[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
+
+
+def _place(lm: LM, layers: list[int], texts: list[str]) -> tuple[int, int]:
+    """This process's rank and how many there are; an error in each of them where they were asked different things."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    rank, processes = distributed.get_rank(), distributed.get_world_size()
+    asked: list[Any] = [None] * processes
+    distributed.all_gather_object(asked, {"lm": fingerprint_of(lm.model), "layers": layers, "texts": _digest(texts)})
+    for name, mine in asked[rank].items():
+        if any(other[name] != asked[0][name] for other in asked):
+            raise ValueError(f"{name} must be the same in all {processes} processes, or together=False; here {mine}")
+    return rank, processes
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def _batches(rows: Sequence[list[int]]) -> Iterable[list[list[int]]]:
+    """Rows, sorted by length, in groups of about ``BATCH_TOKENS`` tokens."""
+    group: list[list[int]] = []
+    for row in rows:
+        if group and len(row) * (len(group) + 1) > BATCH_TOKENS:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group

@@ -1,0 +1,488 @@
+"""An applied change: what it did, and how to take it back.
+
+Every method writes through ``changing``, which keeps the original weights until the change is complete,
+so an edit that fails or is interrupted leaves the model bit for bit as it was. What a method returns is
+an ``Edit``. Undo is a stack: the latest edit first. ``Edit.save`` carries a change to another day.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import html
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import guards
+from .lm import LM, as_prompts, check_lm, present
+from .requests import Request
+
+FORMAT = 1  # of saved edits
+
+Method = TypeVar("Method", bound=Callable[..., "Edit"])
+
+
+class Edit:
+    """A change that is in force in a model.
+
+    Works as a context manager: at the end of the ``with`` block the edit is undone.
+
+    Parameters
+    ----------
+    lm : LM
+        The model that was changed.
+    method : str
+        The name of the method.
+    requests : list of Request
+    settings : dict
+        Every setting that was used, the omitted ones included, and where those came from.
+    originals : dict of str to Tensor
+        The changed parameters as they were before.
+    deltas : dict of str to Tensor, optional
+        The change of each parameter, in the parameter's shape.
+    traces : list of dict, optional
+        For each request, how its optimisation went: lists ``loss``, ``nll``, ``kl`` and ``norm``.
+    factors : dict of str to (Tensor, Tensor), optional
+        Changes that are a product of thin matrices, as those: (rows, r) and (r, columns) of the parameter. Their
+        products join ``deltas``.
+    notes : list of str, optional
+        What the reader should know, such as a target that the model said before.
+    guard : guards.Guard, optional
+        A memory beside the weights, which this edit puts into force.
+    previous : Edit, optional
+        The edit whose guard this one's takes the place of, until it is undone.
+    keys : dict of int to Tensor, optional
+        Of each layer, the keys that were written, (d_k, requests): AlphaEdit's later edits spare them.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        method: str,
+        requests: Sequence[Request],
+        settings: Mapping[str, Any],
+        originals: Mapping[str, Tensor],
+        deltas: Mapping[str, Tensor] | None = None,
+        traces: Sequence[Mapping[str, list[float]]] = (),
+        factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
+        notes: Sequence[str] = (),
+        guard: guards.Guard | None = None,
+        previous: Edit | None = None,
+        keys: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        self.lm = lm
+        self.method = method
+        self.requests = list(requests)
+        self.settings = dict(settings)
+        self.factors = dict(factors or {})
+        self.deltas = dict(deltas or {})
+        self.deltas |= {n: left @ right for n, (left, right) in self.factors.items() if n not in self.deltas}
+        self.traces = list(traces)
+        self.notes = list(notes)
+        self.keys = dict(keys or {})
+        self.guard, self.previous = guard, previous
+        self._originals = dict(originals)
+        if guard is not None:
+            guard.attach(lm, self._earlier)
+        self.active = True
+        lm.edits.append(self)
+
+    def undo(self) -> None:
+        """Put every changed parameter back, bit for bit, and take away what this edit put beside the weights.
+
+        Raises
+        ------
+        ValueError
+            When the edit was undone before, or a later edit lies on top of it.
+        """
+        if not self.active:
+            raise ValueError(f"{self} was undone already: there is nothing left to undo")
+        if self.lm.edits[-1] is not self:
+            raise ValueError(f"{self} lies under a later edit: undo {self.lm.edits[-1]} first")
+        _write(self.lm, self._originals)
+        self._take_away()
+        self.lm.edits.pop()
+        self.active = False
+
+    @property
+    def _earlier(self) -> guards.Guard | None:
+        """The guard that this edit's takes the place of."""
+        return None if self.previous is None else self.previous.guard
+
+    def _take_away(self) -> None:
+        """The guard, and what it had replaced back."""
+        if self.guard is None:
+            return
+        if self._earlier is None:
+            self.guard.detach()
+        else:
+            self._earlier.attach(self.lm, self.guard)
+
+    @contextmanager
+    def _without_guard(self) -> Iterator[None]:
+        """For the time of the block, what it replaced is in force instead; a later one that continues it stays."""
+        if self.guard is None or not self.guard.attached or self._earlier is None:
+            with guards.silence(self.lm, [self]):
+                yield
+            return
+        self._take_away()
+        try:
+            yield
+        finally:
+            self.guard.attach(self.lm, self._earlier)
+
+    def __enter__(self) -> Edit:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.active:
+            self.undo()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the change into a folder, as ``edit.json`` and ``edit.safetensors``; ``minilib.load_edit`` reads it.
+
+        Saved are the method, requests, settings and traces, the model's fingerprint and each change; a change
+        of low rank as its two thin factors. Files of an earlier edit in the folder are replaced.
+
+        Raises
+        ------
+        OSError
+            When the folder cannot be made or written.
+        """
+        folder = Path(folder)
+        tensors: dict[str, Tensor] = {} if self.guard is None else self.guard.tensors()
+        for name, delta in self.deltas.items():
+            factors = self.factors.get(name, ())
+            if factors and sum(f.numel() for f in factors) < delta.numel():
+                tensors |= {f"{name}:{side}": f for side, f in zip(("left", "right"), factors, strict=True)}
+            else:
+                tensors[f"{name}:delta"] = delta
+        tensors |= {f"{layer}:keys": keys for layer, keys in self.keys.items()}
+        about = {
+            "format": FORMAT,
+            "method": self.method,
+            "model": self.lm.name,
+            "fingerprint": self.lm.fingerprint,
+            "requests": [dataclasses.asdict(request) for request in self.requests],
+            "settings": self.settings,
+            "notes": self.notes,
+            "traces": self.traces,
+            "guard": None if self.guard is None else self.guard.about(),
+        }
+        text = json.dumps(about, indent=1, ensure_ascii=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = folder / "edit.new"
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+        except SafetensorError as error:
+            raise OSError(f"folder {str(folder)!r} cannot be written: {error}") from error
+        scratch.replace(folder / "edit.safetensors")
+        scratch.write_text(text, encoding="utf8")
+        scratch.replace(folder / "edit.json")
+
+    # ---- showing what happened --------------------------------------------------------------------
+
+    def answers(self, max_new_tokens: int = 16, most: int = 5) -> list[tuple[str, str, str]]:
+        """(prompt, what the model said without this edit, what it says with it) for the first requests."""
+        if not self.active:
+            raise ValueError(f"{self} was undone: there is no answer with the edit any more")
+        asked = self.requests[:most]
+        after = self.lm.generate(asked, max_new_tokens=max_new_tokens)
+        with self.at_strength(0):
+            before = self.lm.generate(asked, max_new_tokens=max_new_tokens)
+        return [(r.text, b.strip(), a.strip()) for r, b, a in zip(asked, before, after, strict=True)]
+
+    @contextmanager
+    def at_strength(self, strength: float) -> Iterator[None]:
+        """For the time of the block, the model with W + strength · ΔW: 0 is as before, 1 the edit, more overshoots.
+
+        Edits that lie on top of this one stay in force. A guard is in force or not, at strength 1 or 0.
+        """
+        if not self.active:
+            raise ValueError(f"{self} was undone: there is no change to scale")
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
+            raise ValueError(f"strength must be a finite number, not {strength!r}")
+        if self.guard is not None and strength not in (0, 1):
+            raise ValueError(f"strength must be 0 or 1 for {self.method}, which changes no weight; not {strength!r}")
+        with restored(self.lm, self.deltas) as edited:
+            top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
+            scaled = {
+                name: ((self._originals[name] if top else edited[name]) + (strength if top else strength - 1) * delta)
+                for name, delta in self.deltas.items()
+            }
+            _write(self.lm, scaled)
+            with self._without_guard() if strength == 0 else nullcontext():
+                yield
+
+    def explain(
+        self, prompts: str | Request | Sequence[str | Request], chat: bool | None = None
+    ) -> list[dict[str, Any]]:
+        """How the guard decides on prompts: the nearest entry or memory, how near, the limit, and what follows.
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        chat : bool, optional
+            As in ``lm.generate``: by default the chat template where there is one; a Request decides for itself.
+
+        Returns
+        -------
+        list of dict
+            A row for each prompt; see the method's guard for what stands in it.
+
+        Raises
+        ------
+        ValueError
+            For an edit that changed weights, where nothing is decided, and for one that was undone.
+        """
+        if self.guard is None:
+            raise ValueError(f"{self} changed weights: nothing is decided at run time, so there is nothing to explain")
+        if not self.active:
+            raise ValueError(f"{self} was undone: nothing is decided any more")
+        _, prompts = as_prompts(prompts)
+        chat = self.lm.has_chat if chat is None else chat
+        rows = [(p.text if isinstance(p, Request) else p, self.lm.encode(p, chat=chat).ids) for p in prompts]
+        return self.guard.explain(self.lm, rows)
+
+    def sizes(self) -> dict[str, tuple[float, float]]:
+        """For each changed parameter ‖ΔW‖ and ‖W‖ (Frobenius norms, W before the edit)."""
+        return {n: (d.float().norm().item(), self._originals[n].float().norm().item()) for n, d in self.deltas.items()}
+
+    def __repr__(self) -> str:
+        arrow = "↛" if self.settings.get("forgets") else "→"  # the target of unlearning is what is not to be said
+        first = f"{self.requests[0].text!r} {arrow} {self.requests[0].target!r}" if self.requests else ""
+        more = f" and {len(self.requests) - 1} more" if len(self.requests) > 1 else ""
+        return f"<{self.method} edit of {self.lm.name}: {first}{more}{'' if self.active else ', undone'}>"
+
+    def _repr_html_(self) -> str:
+        cell = "<td style='text-align:left'>{}</td>".format
+        rows = []
+        if self.active:
+            for texts in self.answers():
+                rows.append("<tr>" + "".join(cell(html.escape(t)) for t in texts) + "</tr>")
+        sizes = "".join(
+            f"<li><code>{html.escape(name)}</code>: ‖ΔW‖ = {change:.3g}, ‖W‖ = {size:.3g}"
+            f" ({change / (size or math.nan):.1%})</li>"
+            for name, (change, size) in self.sizes().items()
+        )
+        left = len(self.requests) - len(rows)
+        return (
+            f"<p>{html.escape(repr(self))}</p>"
+            + ("<table><thead><tr><th>prompt</th><th>before</th><th>after</th></tr></thead>" if rows else "")
+            + (f"<tbody>{''.join(rows)}</tbody></table>" if rows else "")
+            + (f"<p>and {left} more</p>" if rows and left else "")
+            + (f"<ul>{sizes}</ul>" if sizes else "")
+            + (f"<p>{html.escape(repr(self.guard))}</p>" if self.guard is not None else "")
+            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        )
+
+
+@contextmanager
+def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep the named parameters while the block changes them; whatever ends it early puts them back.
+
+    Guards are silent in the block: what is searched there is searched in the weights alone.
+
+    Yields
+    ------
+    dict of str to Tensor
+        Copies of the parameters as they were.
+    """
+    originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
+    edits = len(lm.edits)
+    try:
+        with guards.silence(lm):
+            yield originals
+    except BaseException:  # KeyboardInterrupt too
+        _write(lm, originals)
+        for edit in reversed(lm.edits[edits:]):
+            edit._take_away()
+        del lm.edits[edits:]
+        raise
+
+
+def undo_all(lm: LM) -> None:
+    """Undo every edit in force, the latest first."""
+    while lm.edits:
+        lm.edits[-1].undo()
+
+
+@contextmanager
+def restored(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Whatever the block does to the named parameters is undone at its end, however it ends; yields copies of them."""
+    originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
+    try:
+        yield originals
+    finally:
+        _write(lm, originals)
+
+
+@torch.no_grad()
+def add(lm: LM, layer: int, delta: Tensor) -> Tensor:
+    """W ← W + Δ at one layer, Δ as (d_out, d_k); computed in float32 and rounded to the weight's type.
+
+    In half precision each changed weight is off by at most half a unit in its last place: 2⁻⁸ of its size in
+    bfloat16 and 2⁻¹¹ in float16, so a Δ that is smaller than that at some weight leaves it as it was.
+
+    Returns
+    -------
+    Tensor
+        Δ in the parameter's own shape.
+
+    Raises
+    ------
+    ValueError
+        When the changed weights would not be finite: nothing is written.
+    """
+    delta = delta.T if lm.transposed(layer) else delta
+    return add_to(lm.down_projection(layer).weight, delta, f"layer {layer}")
+
+
+@torch.no_grad()
+def add_to(weight: Tensor, delta: Tensor, name: str) -> Tensor:
+    """weight ← weight + delta, both as the model stores them; see ``add``."""
+    delta = delta.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+    changed = (weight.to(delta.dtype) + delta).to(weight.dtype)
+    if not torch.isfinite(changed).all():  # in half precision a finite Δ may be too much
+        raise ValueError(f"the change of {name} is not finite: lower lr, or check covariance for tiny values")
+    weight.copy_(changed)
+    return delta.contiguous()
+
+
+def guarding(lm: LM, kind: type[guards.Guard], layer: int) -> Edit | None:
+    """The latest edit in force with a guard of this kind on a layer."""
+    return next((e for e in reversed(lm.edits) if isinstance(e.guard, kind) and e.guard.layer == layer), None)
+
+
+def continued(lm: LM, kind: type[guards.Guard], layer: int, previous: Edit | None) -> Any:
+    """The guard of ``previous``, checked; an error where one of its kind is on this layer and is not continued."""
+    latest = guarding(lm, kind, layer)
+    if previous is None:
+        if latest is not None:
+            raise ValueError(
+                f"layer {layer} has a {kind.what} already, of {latest}: continue it by previous=, or undo it"
+            )
+        return None
+    if not isinstance(previous, Edit) or not isinstance(previous.guard, kind):
+        raise TypeError(f"previous must be an Edit that has a {kind.what}, not {previous!r}")
+    if previous.lm is not lm:
+        raise ValueError(f"previous is an edit of another model, {previous.lm.name}: its {kind.what} is useless here")
+    if not previous.active:
+        raise ValueError(f"previous was undone: {previous}")
+    if previous.guard.layer != layer:
+        raise ValueError(f"previous has its {kind.what} at layer {previous.guard.layer}, not {layer}: leave layer out")
+    if latest is not previous:
+        raise ValueError(f"previous was continued already, by {latest}: continue that one")
+    return previous.guard
+
+
+def factors(lm: LM, layer: int, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Δ = left right, as (d_out, r) and (r, d_k), under the parameter's name and the way round that it is stored."""
+    return {lm.weight_name(layer): (right.T, left.T) if lm.transposed(layer) else (left, right)}
+
+
+def said_before(requests: Sequence[Request], said: Sequence[bool]) -> list[str]:
+    """A note for each request whose target the model said before the edit."""
+    pairs = zip(requests, said, strict=True)
+    return [f"the model said {r.target!r} after {r.text!r} already, before the edit" for r, yes in pairs if yes]
+
+
+def settle(
+    lm: LM, presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any], previous: Any = None
+) -> dict[str, Any]:
+    """All settings of an edit: what was given, else the model's preset, else the paper's values.
+
+    Parameters
+    ----------
+    lm : LM
+    presets : mapping
+        ``presets["paper"]`` and one entry for each ``lm.kind`` that has its own.
+    given : mapping
+        The caller's keywords; None means omitted.
+    previous : Edit, optional
+        The edit that is continued: an omitted layer is its layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When a value is of the wrong type or outside its range; the message names the keyword.
+    """
+    settings = {**presets["paper"], **presets.get(lm.kind, {})}
+    if isinstance(previous, Edit) and "layer" in previous.settings:
+        settings["layer"] = previous.settings["layer"]
+    settings |= {name: value for name, value in given.items() if value is not None}
+    middle, chosen = lm.n_layers // 2, ""
+    if settings.get("layer", 0) is None:
+        settings["layer"], chosen = middle, "; layer: the middle one"
+    if settings.get("layers", 0) is None:  # five, as the papers have it for models of other depths
+        window = range(max(0, middle - 2), min(lm.n_layers, middle + 3))
+        settings["layers"], chosen = list(window), "; layers: the middle five"
+    for name, value in settings.items():
+        if name in _WHOLE:
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name} must be a whole number, not {value!r}")
+            if value < _WHOLE[name]:
+                raise ValueError(f"{name} must be a whole number of at least {_WHOLE[name]}, not {value!r}")
+            settings[name] = int(value)
+        if name in _NUMBER:
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, not {value!r}")
+            if not math.isfinite(value) or value < 0 or (value == 0 and name in _POSITIVE):
+                least = "above" if name in _POSITIVE else "at least"
+                raise ValueError(f"{name} must be finite and {least} 0, not {value!r}")
+            if name in _SHARE and float(value) > 1:
+                raise ValueError(f"{name} must be a share in (0, 1], not {value!r}")
+            settings[name] = float(value)
+    settings["presets"] = lm.kind if lm.kind in presets else f"paper (no preset for this model{chosen})"
+    return settings
+
+
+_WHOLE = {"steps": 1, "seed": 0, "shards": 1, "batch_size": 1, "rank": 1}
+_SHARE = {"mask_ratio", "density", "threshold", "nullspace_energy", "forget_level"}
+_POSITIVE = {"lr", "clamp_factor", "covariance_weight", "epsilon", "l2", "nullspace_threshold", "beta"}
+_POSITIVE |= _SHARE | {"clip", "steering"}
+_NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition", "retain_weight", "gamma", "alpha"}
+
+
+def editor(method: Method, also: Sequence[str] = ()) -> Method:
+    """Make a method refuse a keyword that it does not have with a message that names the nearest one.
+
+    ``also`` names those that it takes as ``**keywords``.
+    """
+    parameters = inspect.signature(method).parameters
+    known = [*(name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD), *also]
+    where = f"{method.__module__.removeprefix('minilib.')}.{method.__name__}"
+
+    @functools.wraps(method)
+    def checked(*args: Any, **keywords: Any) -> Edit:
+        check_lm(args[0] if args else keywords.get("lm"))
+        for name in keywords:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise TypeError(f"{where} has no keyword {name!r}: {hint}it takes {', '.join(known)}")
+        return method(*args, **keywords)
+
+    return checked  # type: ignore[return-value]
+
+
+def _parameters(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(name, present(lm.model.get_parameter(name), name)) for name in names]  # type: ignore[misc]
+
+
+@torch.no_grad()
+def _write(lm: LM, values: Mapping[str, Tensor]) -> None:
+    for name, parameter in _parameters(lm, values):
+        parameter.copy_(values[name])

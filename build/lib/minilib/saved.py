@@ -1,0 +1,142 @@
+"""Loading a saved edit, whichever method made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import grace, wise
+from .edits import FORMAT, Edit, add_to, changing, guarding
+from .guards import Guard
+from .lm import LM, check_lm
+from .requests import Request
+
+GUARDS = {"grace": grace.codebook, "wise": wise.memories}
+
+
+def load_edit(lm: LM, folder: str | Path) -> Edit:
+    """Apply what ``Edit.save`` wrote to the model that it was made on.
+
+    The changes are added to the weights as they are, so edits that were made one on another are loaded in that order.
+    An edit that continued another (``previous=``) holds the earlier entries too: it is loaded on top of that one, or
+    alone.
+
+    Parameters
+    ----------
+    lm : LM
+        Changed in place.
+    folder : str or Path
+
+    Returns
+    -------
+    Edit
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such folder, or no edit in it.
+    ValueError
+        When the edit belongs to another model, or a file is damaged. The model is left as it was.
+    """
+    about, tensors = read(lm, folder)
+    if about["method"] not in GUARDS:
+        return weights(lm, folder, about, tensors)
+    with damaged(folder):
+        guard = GUARDS[about["method"]](lm, about["guard"], tensors)
+    return beside(lm, about, guard)
+
+
+def read(lm: LM, folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What ``Edit.save`` wrote: ``edit.json``, its requests as such, and the tensors; for the model it was made on.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such folder, or no edit in it.
+    ValueError
+        When the edit belongs to another model, or a file is damaged.
+    """
+    check_lm(lm)
+    files = [Path(folder) / name for name in ("edit.json", "edit.safetensors")]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"folder {str(folder)!r} has no {file.name}: write it by edit.save(folder)")
+    with damaged(folder):
+        about = json.loads(files[0].read_text(encoding="utf8"))
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']!r}, and this version reads {FORMAT}")
+        about["requests"] = [Request(**request) for request in about["requests"]]
+        missing = {"method", "model", "fingerprint", "settings", "notes", "traces"} - set(about)
+        if missing:
+            raise ValueError(f"edit.json lacks {', '.join(sorted(missing))}")
+        tensors = load_file(files[1], device=str(lm.device))
+    if about["fingerprint"] != lm.fingerprint:
+        raise ValueError(
+            f"folder {str(folder)!r} holds an edit of another model ({about['model']}, fingerprint "
+            f"{about['fingerprint']}; {lm.name} has {lm.fingerprint}): load the model that was edited, unedited and in "
+            "the same precision"
+        )
+    return about, tensors
+
+
+@contextmanager
+def damaged(folder: str | Path) -> Iterator[None]:
+    """Whatever a damaged file makes the lines of the block raise, said as that."""
+    try:
+        yield
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"folder {str(folder)!r} holds no edit that can be read (damaged?): {error}") from error
+
+
+def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Edit:
+    """Apply a saved change of weights, as ``read`` gave it.
+
+    The changes are added to the weights as they are, so edits that were made one on another are loaded in that order.
+
+    Raises
+    ------
+    ValueError
+        When a change does not fit. The model is left as it was.
+    """
+    with damaged(folder):
+        keys = {int(n.removesuffix(":keys")): k for n, k in tensors.items() if n.endswith(":keys")}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(":keys")}
+        names = dict.fromkeys(name.rpartition(":")[0] for name in tensors)
+        thin = {n: (tensors[f"{n}:left"], tensors[f"{n}:right"]) for n in names if f"{n}:delta" not in tensors}
+        deltas = {n: thin[n][0] @ thin[n][1] if n in thin else tensors[f"{n}:delta"] for n in names}
+    shapes = {name: tuple(parameter.shape) for name, parameter in lm.model.named_parameters()}
+    for name, delta in deltas.items():
+        if shapes.get(name) != tuple(delta.shape) or not torch.isfinite(delta).all():
+            raise ValueError(f"folder {str(folder)!r} is damaged: the change of {name} does not fit, or is not finite")
+    method, requests, settings = (about[key] for key in ("method", "requests", "settings"))
+    with changing(lm, list(deltas)) as originals:
+        for name, delta in deltas.items():
+            add_to(lm.model.get_parameter(name), delta, name)
+        more = {"traces": about["traces"], "notes": about["notes"], "factors": thin, "keys": keys}
+        return Edit(lm, method, requests, settings, originals, deltas, **more)
+
+
+def beside(lm: LM, about: Mapping[str, Any], guard: Guard) -> Edit:
+    """Put a saved guard into force: alone, or on top of the one that it continued.
+
+    Raises
+    ------
+    ValueError
+        When another one of its kind is on this layer.
+    """
+    previous = guarding(lm, type(guard), guard.layer)
+    if previous is not None and previous.guard is not None and not guard.continues(previous.guard):
+        raise ValueError(
+            f"layer {guard.layer} has a {guard.what} already, of {previous}: undo it before loading another"
+        )
+    method, requests, settings = (about[key] for key in ("method", "requests", "settings"))
+    more = {"traces": about["traces"], "notes": about["notes"], "guard": guard, "previous": previous}
+    return Edit(lm, method, requests, settings, {}, **more)

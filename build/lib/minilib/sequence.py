@@ -1,0 +1,198 @@
+"""Editing again and again: a stream of requests in chunks, measured after each, resumed after a kill.
+
+What is asked to be forgotten comes one request after another. ``run`` applies a stream with any method and keeps its
+state in a folder: each chunk's edit as ``Edit.save`` writes it, and the table of what was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .edits import Edit
+from .lm import LM, check_lm, whole
+from .requests import Request, as_requests
+from .saved import load_edit
+
+Measure = Callable[[LM, list[Request]], dict[str, Any]]
+
+
+@dataclass
+class Stream:
+    """A stream that was applied.
+
+    Attributes
+    ----------
+    edits : list of Edit
+        One for each chunk, in force.
+    rows : list of dict
+        Before the first chunk and after each: ``edits`` (requests so far), ``seconds`` of the chunk's edit, and what
+        was measured. ``pandas.DataFrame(stream.rows)`` plots it.
+    """
+
+    edits: list[Edit]
+    rows: list[dict[str, Any]]
+
+    def undo(self) -> None:
+        """Take all of it back, the latest first. The folder stays."""
+        while self.edits:
+            self.edits[-1].undo()
+            self.edits.pop()
+
+
+def run(
+    lm: LM,
+    requests: Sequence[Request],
+    edit: Callable[..., Edit],
+    folder: str | Path,
+    *,
+    chunk: int = 1,
+    measure: Measure | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Stream:
+    """Apply requests in chunks, each on top of the last, and measure after each.
+
+    A method that can continue earlier edits (``previous=``) is given them: all, or the latest, as it takes them.
+
+    Parameters
+    ----------
+    lm : LM
+        Changed in place.
+    requests : list of Request
+        In the order in which they come.
+    edit : function
+        A method's: ``minilib.alphaedit.edit`` or any other.
+    folder : str or Path
+        The state. If it holds the beginning of this very stream, that is loaded and gone on from.
+    chunk : int, default 1
+        So many requests an edit.
+    measure : function, optional
+        ``measure(lm, requests_so_far)`` gives a dict of numbers, kept as JSON.
+    progress : bool, default False
+        Show a progress bar.
+    **settings
+        For ``edit``: the same in each chunk.
+
+    Returns
+    -------
+    Stream
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is wrong, or the folder holds another stream, or belongs to another run that still goes on.
+        Whatever ends the run early leaves the model as it was before, and the folder as far as it came: call again.
+    """
+    check_lm(lm)
+    requests = as_requests(requests)
+    if not callable(edit):
+        raise TypeError(f"edit must be a method's edit function, such as minilib.rome.edit, not {edit!r}")
+    chunk = whole(chunk, "chunk")
+    if "previous" in settings:
+        raise TypeError("previous is given by the stream itself: leave it out")
+    takes = inspect.signature(edit).parameters.get("previous")
+    folder = Path(folder)
+    about = {
+        "method": f"{edit.__module__}.{edit.__name__}",
+        "model": lm.fingerprint,
+        "on": [[e.method, [r.text for r in e.requests]] for e in lm.edits],
+        "requests": [dataclasses.asdict(request) for request in requests],
+        "chunk": chunk,
+        "settings": settings,
+    }
+    about = json.loads(json.dumps(about, default=_digest))
+    chunks = [requests[i : i + chunk] for i in range(0, len(requests), chunk)]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return _run(lm, chunks, edit, folder, about, takes, measure, progress, settings)
+    except Timeout as error:
+        raise ValueError(f"folder {str(folder)!r} belongs to a run that still goes on") from error
+
+
+def _run(
+    lm: LM,
+    chunks: list[list[Request]],
+    edit: Callable[..., Edit],
+    folder: Path,
+    about: dict[str, Any],
+    takes: inspect.Parameter | None,
+    measure: Measure | None,
+    progress: bool,
+    settings: dict[str, Any],
+) -> Stream:
+    stream = Stream([], _rows(folder, about))
+    under = len(lm.edits)
+    try:
+        for i in tqdm(range(len(chunks) + 1), desc="chunks", disable=not progress):
+            seconds = 0.0
+            if i:
+                place = folder / f"{i:04}"
+                if place.is_dir():
+                    made = load_edit(lm, place)
+                else:
+                    # A method's default says what it takes: a list of all earlier edits, or the latest one.
+                    latest = stream.edits[-1] if stream.edits else None
+                    earlier = list(stream.edits) if takes and takes.default == () else latest
+                    started = time.perf_counter()
+                    made = edit(lm, chunks[i - 1], **settings, **({"previous": earlier} if takes else {}))
+                    seconds = round(time.perf_counter() - started, 3)
+                    made.save(folder / "new")
+                    (folder / "new").rename(place)
+                stream.edits.append(made)
+            if len(stream.rows) <= i:
+                done = [request for some in chunks[:i] for request in some]
+                found = {} if measure is None else measure(lm, done)
+                stream.rows.append({"edits": len(done), "seconds": seconds, **found})
+                _write(folder, {"about": about, "rows": stream.rows})
+    except BaseException:  # KeyboardInterrupt too
+        while len(lm.edits) > under:
+            lm.edits[-1].undo()
+        raise
+    return stream
+
+
+def _rows(folder: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the stream that the folder holds, if it is this one; none in a new folder."""
+    file = folder / "sequence.json"
+    if not file.is_file():
+        return []
+    try:
+        kept = json.loads(file.read_text("utf8"))
+        rows, before = list(kept["rows"]), dict(kept["about"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"folder {str(folder)!r} holds no stream that can be read (damaged?): {error}") from error
+    other = [name for name, value in about.items() if before.get(name) != value]
+    if other:
+        other = [{"on": "edits in force"}.get(name, name) for name in other]
+        raise ValueError(
+            f"folder {str(folder)!r} holds another stream, of other {', '.join(other)}: choose another folder, or "
+            "delete it"
+        )
+    return rows
+
+
+def _write(folder: Path, state: dict[str, Any]) -> None:
+    scratch = folder / "sequence.new"
+    scratch.write_text(json.dumps(state, indent=1, ensure_ascii=False), "utf8")
+    scratch.replace(folder / "sequence.json")
+
+
+def _digest(value: Any) -> str:
+    """What stands for a setting that is no JSON: a tensor's contents."""
+    if isinstance(value, Tensor):
+        data = value.detach().cpu().contiguous().float().numpy().tobytes()
+        return hashlib.sha256(data).hexdigest()[:16]
+    return repr(value)
