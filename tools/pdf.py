@@ -3,6 +3,7 @@
 Run: python tools/pdf.py [PAGE ...]  (`make pdf`); with names of pages, as book/glossary, only these.
 """
 
+import argparse
 import sys
 import tempfile
 import threading
@@ -18,8 +19,6 @@ from pypdf import PdfWriter
 sys.path.insert(0, str(ROOT / "tests" / "site"))
 from conftest import executable  # noqa: E402
 
-SITE = BUILD / "html"
-TARGET = BUILD / "unlearning-as-editing.pdf"
 # What only a screen needs, and notes that are folded: a reader of paper cannot open them.
 PAPER = """
 .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article, .prev-next-footer, .copybtn, .live-knobs {
@@ -39,7 +38,7 @@ def contents() -> list[str]:
     return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
 
 
-def make(pages: list[str], site: Path = SITE, target: Path = TARGET) -> Path:
+def make(pages: list[str], site: Path, target: Path) -> Path:
     """Print pages and put them together, with a bookmark for each."""
     server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -67,12 +66,17 @@ def make(pages: list[str], site: Path = SITE, target: Path = TARGET) -> Path:
 
 
 def main() -> int:
-    if not (SITE / "index.html").is_file():
-        raise SystemExit("there is no built site: run `make book` first")
-    pages = sys.argv[1:] or contents()
-    say(f"Printing {len(pages)} pages")
-    made = make(pages)
-    say(f"{made.relative_to(ROOT)}: {made.stat().st_size / 1e6:.1f} MB")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pages", nargs="*", default=contents())
+    parser.add_argument("--site", type=Path, default=BUILD / "html")
+    parser.add_argument("--out", type=Path, default=BUILD / "unlearning-as-editing.pdf")
+    given = parser.parse_args()
+    missing = [name for name in given.pages if not (given.site / f"{name}.html").is_file()]
+    if missing:
+        parser.error(f"{given.site} has no page {missing[0]}: run `make book` first")
+    say(f"Printing {len(given.pages)} pages")
+    made = make(given.pages, given.site, given.out)
+    say(f"{made}: {made.stat().st_size / 1e6:.1f} MB")
     return 0
 
 
