@@ -96,7 +96,9 @@ def test_the_playground_shows_what_was_stored(page, address):
         assert shown == method
         (edit,) = [e for e in found["edits"] if (e["fact"], e["method"], e["layer"]) == (fact, method, int(layer))]
         said = page.locator("#play-table tr td:nth-child(3)").all_inner_texts()
-        assert said == [text for _, text in edit["answers"][strength]]
+        (asked,) = [about["asked"] for about in found["facts"] if about["subject"] == fact]
+        once = {text: answer for (_, text, _), (_, answer) in zip(asked, edit["answers"][strength], strict=True)}
+        assert said == list(once.values())
     page.locator("#play-layer").focus()
     page.keyboard.press("ArrowRight")
     assert page.locator("#play").get_attribute("data-shown").split("/")[2] != layer

@@ -36,13 +36,15 @@
     const strength = steps($("strength"), Object.keys(edit.answers), wantedStrength);
     const fact = stored.facts.find((f) => f.subject === edit.fact);
     const before = stored.unedited.find((u) => u.run === edit.fact).answers, now = edit.answers[strength];
-    $("table").replaceChildren(...fact.asked.map(([kind, text], i) => {
+    const once = fact.asked.map(([, text], i) => i).filter((i) => fact.asked.findIndex(([, t]) => t === fact.asked[i][1]) === i);
+    $("table").replaceChildren(...once.map((i) => {
+      const [kind, text] = fact.asked[i];
       const line = document.createElement("tr"), question = cell("td", text);
       question.append(cell("small", kind));
       line.append(question, cell("td", before[i][1]), cell("td", now[i][1], STATES[now[i][0]]));
       return line;
     }));
-    const about = (kinds) => fact.asked.map(([kind], i) => (kinds.includes(kind) ? i : -1)).filter((i) => i >= 0);
+    const about = (kinds) => once.filter((i) => kinds.includes(fact.asked[i][0]));
     const inside = about(["asked", "reworded"]), outside = about(["neighbour", "same subject", "unrelated", "same relation"]);
     const knew = outside.filter((i) => before[i][0] === "t");
     const size = edit.size ? `‖ΔW‖ is ${(100 * edit.size * Number(strength)).toFixed(1)} % of ‖W‖` : "no weight is changed";
