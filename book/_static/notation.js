@@ -36,7 +36,7 @@
   }
 
   function said(cell) {
-    return cell ? cell.textContent.replace(/\\\(|\\\)/g, "").replace(/\\([a-zA-Z]+)/g, "$1").trim() : "";
+    return cell ? cell.textContent.trim() : "";
   }
 
   /** The symbols in a formula: longer ones first, each place taken once, in the order in which they stand. */
