@@ -56,7 +56,7 @@ lock: $(READY)
 	@$(BIN)/python tools/lock.py
 
 clean:
-	rm -rf $(VENV) _build book/_static/mathjax book/_static/live_data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) _build build book/_static/mathjax book/_static/live_data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find minilib tests tools notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 # The stamp is written last: an installation that was interrupted goes on at the next call.

@@ -45,7 +45,6 @@ def make(target: Path) -> Path:
     say("Wheels of this platform (a few minutes)")
     pip = [sys.executable, "-m", "pip"]
     subprocess.run([*pip, "download", "-q", "-r", ROOT / "requirements.lock", "jupyterlab", "-d", wheels], check=True)
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", ROOT, "-w", wheels], check=True)
     for file in wheels.glob("*.tar.gz"):  # what has no wheel is made one, for a bundle must not have to build
         subprocess.run([*pip, "wheel", "-q", "--no-deps", file, "-w", wheels], check=True)
         file.unlink()
@@ -56,8 +55,13 @@ def make(target: Path) -> Path:
     shutil.copytree(SITE, target / "site")
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
     source = target / "source"
-    source.mkdir()
-    subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
+    for folder in (source, target / "scratch"):
+        folder.mkdir()
+        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+    # From a copy: setuptools leaves a folder build/ where it makes a wheel.
+    ours = [*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", target / "scratch", "-w", wheels]
+    subprocess.run(ours, check=True)
+    shutil.rmtree(target / "scratch")
     script = INSTALL.replace("@PYTHON@", f"python{sys.version_info.major}.{sys.version_info.minor}")
     (target / "install.sh").write_text(script)
     packed = target.with_name(target.name + ".tar")
