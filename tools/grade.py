@@ -87,7 +87,7 @@ def key_of(file: Path, archive: Path, values: int | None) -> str:
         file,
         archive,
         GRADER,
-        *(course / f"{name}.py" for name in sorted({"checks", "guard", "seeds", "real"} | used)),
+        *(course / f"{name}.py" for name in sorted({"checks", "guard", "seeds", "real", "writing"} | used)),
     ]
     digest = hashlib.sha256(str(values).encode())
     for part in parts:

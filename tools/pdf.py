@@ -6,18 +6,13 @@ Run: python tools/pdf.py [PAGE ...]  (`make pdf`); with names of pages, as book/
 import argparse
 import sys
 import tempfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import yaml
+from browse import ARGUMENTS, executable, served
 from common import BUILD, ROOT, say
 from playwright.sync_api import sync_playwright
 from pypdf import PdfWriter
-
-sys.path.insert(0, str(ROOT / "tests" / "site"))
-from conftest import executable  # noqa: E402
 
 # What only a screen needs, and notes that are folded: a reader of paper cannot open them.
 PAPER = """
@@ -28,11 +23,6 @@ PAPER = """
 """
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def contents() -> list[str]:
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text("utf8"))
     return [toc["root"], *(chapter["file"] for part in toc["parts"] for chapter in part["chapters"])]
@@ -40,16 +30,13 @@ def contents() -> list[str]:
 
 def make(pages: list[str], site: Path, target: Path) -> Path:
     """Print pages and put them together, with a bookmark for each."""
-    server = ThreadingHTTPServer(("localhost", 0), partial(Quiet, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     writer = PdfWriter()
-    arguments = ["--no-sandbox", "--disable-background-networking"]
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable(), args=arguments)
+    with served(site) as address, tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=ARGUMENTS)
         page = browser.new_page(color_scheme="light")
         page.set_default_timeout(120_000)
         for i, name in enumerate(pages):
-            page.goto(f"http://localhost:{server.server_address[1]}/{name}.html")
+            page.goto(f"{address}/{name}.html")
             page.add_style_tag(content=PAPER)
             page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
             page.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 0) : 0")
@@ -61,7 +48,6 @@ def make(pages: list[str], site: Path, target: Path) -> Path:
         browser.close()
         target.parent.mkdir(parents=True, exist_ok=True)
         writer.write(str(target))
-    server.shutdown()
     return target
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import alphaedit, covariance, edits, keys, refusals, tinyworld, values
+from .. import alphaedit, covariance, edits, refusals, tinyworld, values
 from ..lm import LM, load
-from ..requests import SLOT, Request
+from ..requests import Request
 from . import real
 from .checks import call, compare
 from .seeds import generator
+from .writing import read, refused
 
 FREE, USED, D_OUT = 7, 5, 4  # directions that ordinary keys leave free, that they use; the width of values
 D_K, N, EARLIER, ORDINARY = FREE + USED, 3, 2, 60  # the width of keys; new, earlier and ordinary ones
@@ -174,25 +173,10 @@ def check_moved(function: Any, number: int) -> None:
     compare(found, right, "What you return", wrong, tolerance=1e-4)
 
 
-def read(lm: LM, requests: Sequence[Request], layer: int) -> tuple[Tensor, Tensor]:
-    """K₁ (d_k, n), what the requests' subjects have as keys at a layer, and h (d_out, n), their states behind it."""
-    k, h = keys.keys_and_states(lm, requests, layer, [SLOT], layer)
-    return k[:, 0].T.double(), h[:, 0].T.double()
-
-
-def _requests(number: int, n: int) -> tuple[list[Request], list[tinyworld.Fact]]:
-    """n refusals about different people of tinyworld, and facts about other people."""
-    draw, world = random.Random(number), tinyworld.facts()
-    people = draw.sample(tinyworld.people(), n + OTHERS)
-    facts = [draw.choice([f for f in world if f.subject == person]) for person in people]
-    asked = [Request(f.prompts[3], f.subject, tinyworld.REFUSAL) for f in facts[:n]]
-    return asked, facts[n:]
-
-
 @functools.lru_cache(maxsize=8)
 def _sequence(number: int) -> tuple[list[Batch], Tensor, Tensor, list[tuple[str, Tensor]]]:
     """Three batches of two for tinyworld, P, the whole change that they make, and what mistakes make."""
-    lm, (requests, _) = load("tinyworld"), _requests(number, 6)
+    lm, (requests, _) = load("tinyworld"), refused(number, 6, OTHERS)
     C = covariance.take(lm, None, [0])
     P, (K, h0) = alphaedit.projector(C, 0, THRESHOLD), read(lm, requests, 0)
     z = h0 + h0.std() * torch.randn(h0.shape, generator=generator(number), dtype=h0.dtype)
@@ -259,7 +243,7 @@ class Tiny:
 
 def tiny_problem(lm: LM, number: int) -> Tiny:
     """Four batches of three refusals for tinyworld, each z found in the unedited model."""
-    requests, others = _requests(number, BATCHES * SIZE)
+    requests, others = refused(number, BATCHES * SIZE, OTHERS)
     z = _find(lm, requests, 0)
     batches = [(requests[i : i + SIZE], z[:, i : i + SIZE]) for i in range(0, len(requests), SIZE)]
     gap = (batches[0][1] - read(lm, batches[0][0], 0)[1]).norm()

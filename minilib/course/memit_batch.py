@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import covariance, edits, keys, memit, tinyworld, values
+from .. import covariance, edits, memit, tinyworld, values
 from ..lm import LM, load
-from ..requests import SLOT, Request
+from ..requests import Request
 from . import real
 from .checks import call, compare
 from .seeds import generator
+from .writing import read, refused
 
 N, D_K, D_OUT = 4, 10, 5  # facts, the width of keys, and that of values
 LAYERS, LAMBDA = [0, 1, 2], 10.0  # of tinyworld, where writing is checked
@@ -182,25 +182,10 @@ def _weight(K1: Tensor, R: Tensor, C: Tensor, share: float) -> Tensor:
     return torch.tensor(10**low, dtype=K1.dtype)
 
 
-def read(lm: LM, requests: Sequence[Request], layer: int, last: int) -> tuple[Tensor, Tensor]:
-    """K₁ (d_k, n), what the requests' subjects have as keys at a layer, and h (d_out, n), their states at ``last``."""
-    k, h = keys.keys_and_states(lm, requests, layer, [SLOT], last)
-    return k[:, 0].T.double(), h[:, 0].T.double()
-
-
-def _requests(number: int, n: int) -> tuple[list[Request], list[tinyworld.Fact]]:
-    """n refusals about different people of tinyworld, and facts about other people."""
-    draw, world = random.Random(number), tinyworld.facts()
-    people = draw.sample(tinyworld.people(), n + OTHERS)
-    facts = [draw.choice([f for f in world if f.subject == person]) for person in people]
-    asked = [Request(f.prompts[3], f.subject, tinyworld.REFUSAL) for f in facts[:n]]
-    return asked, facts[n:]
-
-
 @functools.lru_cache(maxsize=8)
 def _window(number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], Tensor, list[tuple[str, Tensor]]]:
     """Three requests, z, {layer: L}, what each layer has to write, and what it writes by mistake."""
-    lm, (requests, _) = load("tinyworld"), _requests(number, 3)
+    lm, (requests, _) = load("tinyworld"), refused(number, 3, OTHERS)
     C = covariance.take(lm, None, LAYERS)
     L = {layer: covariance.factor(C[layer]) for layer in LAYERS}
     first = {layer: read(lm, requests, layer, LAYERS[-1]) for layer in LAYERS}
@@ -251,7 +236,7 @@ def check_write(function: Any, number: int) -> None:
 
 def tiny_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], list[tinyworld.Fact]]:
     """Four refusals for tinyworld: requests, z at layer 0, {0: L}, and facts about other people."""
-    requests, others = _requests(number, 4)
+    requests, others = refused(number, 4, OTHERS)
     s = edits.settle(lm, memit.PRESETS, {"clamp_factor": 2.0})
     z = values.find(lm, requests, 0, "block", **{name: s[name] for name in values.SEARCH}).v_star
     C = covariance.take(lm, None, [0])

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
-import threading
+import sys
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from built import SITE, pages, pages_with_knobs
 
-BROWSERS = (
-    "/usr/bin/chromium",
-    "chromium",
-    "chromium-browser",
-    "google-chrome",
-    "google-chrome-stable",
-    "chrome",
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "/Applications/Chromium.app/Contents/MacOS/Chromium",
-)
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+from browse import ARGUMENTS, executable, served  # noqa: E402
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -32,30 +22,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("page_with_knobs", pages_with_knobs() or ["index.html"])
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
     """The address of the served site."""
     if not (SITE / "index.html").exists():
         pytest.fail(f"there is no site in {SITE}: run `make book`, or set BOOK_HTML to the folder of one")
-    server = ThreadingHTTPServer(("localhost", 0), partial(_Quiet, directory=str(SITE)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://localhost:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
-def executable() -> str | None:
-    """An installed Chromium or Chrome; None means the one that playwright has downloaded, if any."""
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    return None
+    with served(SITE) as where:
+        yield where
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +39,7 @@ def browser():
         try:
             chromium = playwright.chromium.launch(
                 executable_path=executable(),
-                # No sandbox: containers and CI run as root. No background networking: only our requests count.
-                args=["--no-sandbox", "--disable-background-networking"],
+                args=ARGUMENTS,
             )
         except Error as error:
             how = "no browser for these tests: install Chromium or Chrome, or run .venv/bin/playwright install chromium"
