@@ -107,6 +107,20 @@ def test_the_playground_shows_what_was_stored(page, address):
     )
 
 
+def test_what_the_playground_says_to_try_is_what_was_stored():
+    """In the middle ROME refuses beside the fact what it leaves alone lower down; GRACE is met by no other wording."""
+    found = stored.load("playground")
+
+    def refused(method, layer, part):
+        edits = [e for e in found["edits"] if (e["method"], e["layer"]) == (method, layer)]
+        assert len(edits) == len(found["facts"])
+        return [sum(kind == "r" for kind, _ in e["answers"]["1.0"][part]) for e in edits]
+
+    beside, reworded = slice(4, None), slice(1, 4)
+    assert min(refused("rome", 15, beside)) >= 3 > 1 >= max(refused("rome", 4, beside))
+    assert refused("grace", 22, reworded) == [0] * len(found["facts"])
+
+
 @pytest.mark.slow
 def test_one_stored_edit_is_made_again():
     found = stored.load("playground")
