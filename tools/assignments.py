@@ -25,6 +25,8 @@ from minilib.course import seeds
 MASTERS = ROOT / "assignments"
 VALUES = re.compile(r"^VALUES = \d+", re.M)
 HIDDEN = re.compile(r"^(\s*)HIDDEN = \d+", re.M)
+CHECK = re.compile(r'grader\.check\("(\w+)"\)')  # what Otter puts below a step
+CALLED = re.compile(r"^    (\w+\.check_\w+)\((.*)\)$", re.M)  # what a step's test does
 
 
 def names() -> list[str]:
@@ -44,16 +46,36 @@ def otter_assign(name: str, folder: Path, check: bool = True) -> None:
         raise RuntimeError(f"{name}: otter assign failed\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
-def stamped(notebook: Path, number: int | None) -> str:
-    """A notebook's text with its values; ids of cells are kept, so that the same build gives the same file."""
+def stamped(notebook: Path, tests: dict[str, str], number: int | None) -> str:
+    """A notebook's text with its values; ids of cells are kept, so that the same build gives the same file.
+
+    Otter's checks read their tests from the notebook's file, which Colab does not have. What stands below a step is
+    its test's own call instead, which needs nothing but minilib.
+    """
     nb = json.loads(notebook.read_text("utf8"))
+    nb["metadata"]["otter"] = {"assignment_name": nb["metadata"]["otter"]["assignment_name"]}
     for i, cell in enumerate(nb["cells"]):
         cell["id"] = f"c{i:03d}"
         source = "".join(cell["source"])
+        if found := CHECK.fullmatch(source):
+            source = tests[found[1]]
         if number is not None and cell["cell_type"] == "code":
             source = VALUES.sub(f"VALUES = {number}", source)
         cell["source"] = source.splitlines(keepends=True)
     return json.dumps(nb, indent=1, ensure_ascii=False) + "\n"
+
+
+def called(zipped: Path) -> dict[str, str]:
+    """What a student's notebook runs to check a step: the call in the first of its tests, the visible one."""
+    found = {}
+    with zipfile.ZipFile(zipped) as tests:
+        for item in tests.namelist():
+            if item.startswith("tests/q"):
+                call = CALLED.search(tests.read(item).decode("utf8"))
+                if call is None or "HIDDEN" in call[2]:
+                    raise ValueError(f"{item}: a step's first test must be one call of a check, with VALUES")
+                found[Path(item).stem] = f"checks.step({call[1]}, {call[2]})"
+    return found
 
 
 def archive(source: Path, target: Path, number: int | None) -> None:
@@ -82,14 +104,17 @@ def build(out: Path, seed: str | None, students: list[str], only: list[str], che
         for name, _ in zip(only, pool.map(lambda name: otter_assign(name, Path(scratch), check), only), strict=True):
             made = Path(scratch, name, "out")
             (zipped,) = made.glob("autograder/*.zip")
+            tests = called(zipped)
             for student in students or [""]:
                 values, hidden = numbers(seed, name, student)
                 folder = out / "student" / student
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / f"{name}.ipynb").write_text(stamped(made / "student" / f"{name}.ipynb", values), "utf8")
+                (folder / f"{name}.ipynb").write_text(
+                    stamped(made / "student" / f"{name}.ipynb", tests, values), "utf8"
+                )
                 archive(zipped, out / "autograder" / student / f"{name}.zip", hidden)
             (out / "solution").mkdir(parents=True, exist_ok=True)
-            text = stamped(made / "autograder" / f"{name}.ipynb", numbers(seed, name, "")[0])
+            text = stamped(made / "autograder" / f"{name}.ipynb", tests, numbers(seed, name, "")[0])
             (out / "solution" / f"{name}.ipynb").write_text(text, "utf8")
             say(f"{name}: built" + (", and its solution passes" if check else ""))
 

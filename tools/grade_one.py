@@ -24,7 +24,7 @@ from otter.api import grade_submission
 LARGEST = 500_000_000  # bytes of a notebook
 ATTEMPTS = 4
 ANSWER = "otter_answer_cell"
-LEFT_OUT = re.compile(r"^(\s*)(grader\.(check|export)|%pip|!).*$", re.M)  # tests run at the end; nothing is installed
+LEFT_OUT = re.compile(r"^(\s*)(checks\.step\(|%pip|!).*$", re.M)  # tests run at the end; nothing is installed
 EMPTY = "_Type your answer here, replacing this text._"
 
 
@@ -85,7 +85,7 @@ def read(file: Path) -> dict[str, Any]:
     code = "\n".join(c["source"] for c in cells if c.get("cell_type") == "code")
     if not code.strip():
         raise Refused("There is no code in this notebook: is it the right file?")
-    if not any(ANSWER in c["metadata"].get("tags", []) for c in cells) and "grader" not in code:
+    if not any(ANSWER in c["metadata"].get("tags", []) for c in cells) and "checks.step(" not in code:
         raise Refused("Nothing in this notebook answers a question: is it the right file?")
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return {"cells": cells, "metadata": {"kernelspec": kernel},

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import html
+import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +24,42 @@ SECONDS = 20.0  # for one call
 
 class OutOfTime(BaseException):
     """Not an ``Exception``: code that catches all of those must not catch this."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says to a student; a notebook shows it when it is a cell's last value."""
+
+    passed: bool
+    message: str
+
+    def __repr__(self) -> str:
+        return f"{'✓' if self.passed else '✗'} {self.message}"
+
+    def _repr_html_(self) -> str:
+        text = re.sub("`(.+?)`", r"<code>\1</code>", html.escape(repr(self)))
+        colour = "green" if self.passed else "firebrick"
+        return f'<div style="border-left: 4px solid {colour}; padding-left: 1em">{text}</div>'
+
+
+def step(check: Callable[..., None], *answers: Any) -> Verdict:
+    """Run the check of a step on a student's answers, as the cell below each step of an assignment does.
+
+    Parameters
+    ----------
+    check : callable
+        A ``check_…`` function of an assignment's module.
+    *answers
+        What it takes: the student's functions or results, and the number behind its problem, ``VALUES``. With
+        another number the check draws another problem, as grading does.
+    """
+    try:
+        check(*answers)
+    except AssertionError as error:
+        return Verdict(False, str(error) or "Not right yet")
+    except Exception as error:
+        return Verdict(False, f"The check itself stops with {type(error).__name__}: {error}")
+    return Verdict(True, "Right, for these numbers. Grading draws others.")
 
 
 @contextlib.contextmanager

@@ -5,8 +5,11 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 from submissions import HOSTILE, NOT_THERE, SLY, WRONG
 
@@ -29,14 +32,15 @@ def table(file):
 
 
 def questions(nb):
-    """The index of each question's answer cell, by the name of its check cell."""
-    found, answer = {}, None
+    """The index of each question's answer cell; the check cells stand in the questions' order."""
+    found, answer, number = {}, None, 0
     for i, cell in enumerate(nb["cells"]):
         source = "".join(cell["source"])
         if {"otter_answer_cell", "otter_assign_solution_cell"} & set(cell["metadata"].get("tags", [])):
             answer = i
-        elif (name := re.match(r'grader\.check\("(\w+)"\)', source)) and answer is not None:
-            found[name[1]] = answer
+        elif source.startswith("checks.step("):
+            number += 1
+            found[f"q{number}"] = answer
     return found
 
 
@@ -48,7 +52,7 @@ def hand_in(folder, student, name, nb, answers=(), before=""):
     code = {"cell_type": "code", "id": "mine", "metadata": {}, "outputs": [], "execution_count": None}
     if before:
         nb["cells"].insert(0, {**code, "source": before})
-    (folder / student).mkdir(parents=True)
+    (folder / student).mkdir(parents=True, exist_ok=True)
     (folder / student / f"{name}.ipynb").write_text(json.dumps(nb), encoding="utf8")
 
 
@@ -132,6 +136,44 @@ def test_each_student_has_his_own_numbers(built):
         assert "HIDDEN" not in text and "SOLUTION" not in text
         assert json.loads(text)["metadata"]["otter"]["assignment_name"] == FIRST
     assert values["Ada"] != values["Max"] and "1" not in values.values()
+
+
+@pytest.mark.slow
+def test_a_notebook_checks_its_own_steps(built):
+    """In any kernel that has minilib: nothing of Otter, no file beside it, as on Colab."""
+    solution = json.loads((built / "solution" / f"{FIRST}.ipynb").read_text("utf8"))
+    mistakes = WRONG[FIRST]
+    for place, source in mistaken(solution, mistakes).items():
+        solution["cells"][place]["source"] = source
+    nb = nbformat.reads(json.dumps(solution), 4)
+    assert "otter" not in "".join(cell.source for cell in nb.cells if cell.cell_type == "code")
+    nbclient.NotebookClient(nb, timeout=120, kernel_name="python3", allow_errors=True).execute()
+    shown = [cell.outputs[-1] for cell in nb.cells if cell.source.startswith("checks.step(")]
+    assert len(shown) == 6
+    for i, output in enumerate(shown, 1):
+        said = output["data"]["text/plain"]
+        assert said[0] == ("✗" if f"q{i}" in mistakes else "✓") or i == 6, said  # the last rests on the others
+        assert re.search(mistakes[f"q{i}"][2] if f"q{i}" in mistakes else "", said)
+        assert "<div" in output["data"]["text/html"]
+
+
+@pytest.mark.slow
+def test_gradescope_runs_the_archive(built, tmp_path):
+    """As far as this goes without its container: the folders that it makes, and Otter's own runner."""
+    for folder in ("source", "submission", "results"):
+        (tmp_path / folder).mkdir()
+    with zipfile.ZipFile(built / "autograder" / "Ada" / f"{FIRST}.zip") as zipped:
+        assert {"setup.sh", "run_autograder", "run_otter.py", "environment.yml"} <= set(zipped.namelist())
+        zipped.extractall(tmp_path / "source")
+    solution = json.loads((built / "solution" / f"{FIRST}.ipynb").read_text("utf8"))
+    hand_in(tmp_path / "submission", ".", FIRST, solution, mistaken(solution, {"q3": WRONG[FIRST]["q3"]}))
+    code = "import sys; from otter.run.run_autograder import main; main(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "results" / "results.json").read_text("utf8"))["tests"]
+    scores = {test["name"]: (test["score"], test["max_score"]) for test in found if "score" in test}
+    assert scores.pop("q3") == (0, 2)
+    assert len(scores) == 5 and all(score == possible for score, possible in scores.values())
 
 
 @pytest.mark.slow

@@ -88,3 +88,28 @@ def test_an_answer_is_compared_with_the_right_and_the_likely_wrong_ones(found, m
     with pytest.raises(AssertionError, match=message):
         checks.compare(found, expected, "x", [("half of it", expected / 2)])
     checks.compare(expected + 1e-5, expected, "x", [("half of it", expected / 2)])
+
+
+def right(answer, number):
+    assert answer == number, f"`answer` is {answer}, <not> {number}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "passed", "message"), [(3, True, "✓ Right"), (4, False, "✗ `answer` is 4, <not> 3"), (None, False, "✗")]
+)
+def test_a_step_says_what_its_check_says(answer, passed, message):
+    said = checks.step(right, answer, 3)
+    assert said.passed is passed and repr(said).startswith(message)
+    assert "<not>" not in said._repr_html_() and ("<code>answer</code>" in said._repr_html_()) is not passed
+
+
+def test_a_check_that_stops_itself_is_said():
+    assert "itself stops with TypeError" in repr(checks.step(right, 3))
+
+
+def test_a_check_that_is_interrupted_is_not_a_wrong_answer():
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checks.step(interrupted, 1)
