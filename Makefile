@@ -13,7 +13,7 @@ help:
 	@echo "make notebooks  run every notebook and store its outputs in it, to be committed"
 	@echo "make assignments  build students' notebooks, solutions and autograders (SEED=secret NAMES=file for a class)"
 	@echo "make grade SUBMISSIONS=folder  grade what was handed in (with the same SEED and NAMES)"
-	@echo "make pdf        the whole book as one PDF, printed by Chromium (three minutes)"
+	@echo "make pdf        the whole book as one PDF, printed by Chromium (a minute, once it is built)"
 	@echo "make bundle     one archive for a room without a network: site, notebooks, wheels, model"
 	@echo "make bench      measure speed and memory against a plain loop (six minutes, nothing else running)"
 	@echo "make links      ask every link of the book whether it still leads somewhere"

@@ -20,6 +20,11 @@ PAPER = """
   display: none !important;
 }
 .bd-main .bd-content .bd-article-container { max-width: none !important }
+#print-main-content > #jb-print-toc, .toggle-button { display: none !important }
+pre, pre * { white-space: pre-wrap !important; overflow-wrap: anywhere }
+div.cell_input, figure, tr { break-inside: avoid }
+table { font-size: 0.8em; break-inside: auto !important }
+article th, article td { padding: 2px 4px !important; white-space: normal !important; min-width: 0 !important }
 """
 
 
@@ -36,14 +41,14 @@ def make(pages: list[str], site: Path, target: Path) -> Path:
         page = browser.new_page(color_scheme="light")
         page.set_default_timeout(120_000)
         for i, name in enumerate(pages):
-            page.goto(f"{address}/{name}.html")
+            page.goto(f"{address}/{name}.html", wait_until="networkidle")
             page.add_style_tag(content=PAPER)
             page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
             page.evaluate("window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => 0) : 0")
             title = page.locator("h1").first.inner_text().rstrip("#").strip()
             file = Path(folder, f"{i}.pdf")
             margin = {"top": "18mm", "bottom": "18mm", "left": "16mm", "right": "16mm"}
-            page.pdf(path=str(file), format="A4", margin=margin, print_background=True)
+            page.pdf(path=str(file), format="A4", margin=margin, scale=0.8, print_background=True)
             writer.append(str(file), outline_item=title)
         browser.close()
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from functools import cache
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
@@ -104,6 +105,36 @@ def test_page_is_whole(browser, address, page_path, width):
         if scroll_width > width:
             problems.append(f"the page is {scroll_width} px wide on a {width} px screen: {too_wide(page)}")
         assert not problems, "\n".join(problems)
+
+
+HEAVIEST = 1.5e6  # bytes of a page with all that it asks for, compressed as servers do
+ON_DEMAND = "/_static/live_data/"  # the weights of the model that runs in a page
+SLOWEST = 1000  # milliseconds to the first paint
+
+
+def test_page_is_light_and_paints_soon(browser, address, page_path):
+    sizes: dict[str, int] = {}
+
+    def weigh(response) -> None:
+        if ON_DEMAND not in response.url:
+            packed = response.url.endswith((".png", ".woff", ".woff2"))
+            sizes[response.url] = len(response.body() if packed else gzip.compress(response.body(), 6))
+
+    paints = []
+    for _ in range(3):
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        page = context.new_page()
+        page.set_default_timeout(120_000)
+        if not paints:
+            page.on("response", weigh)
+        page.goto(f"{address}/{page_path}", wait_until="networkidle")
+        paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+        context.close()
+        if paints[-1] < SLOWEST:
+            break
+    heaviest = sorted(sizes.items(), key=lambda item: -item[1])[:4]
+    assert sum(sizes.values()) <= HEAVIEST, f"{sum(sizes.values()) / 1e6:.2f} MB, most of it {heaviest}"
+    assert min(paints) < SLOWEST, f"the first paint takes {min(paints):.0f} ms"
 
 
 def visible_frames(knob) -> int:
@@ -213,15 +244,38 @@ def test_pictures_have_a_name(page_path):
     assert not nameless, "pictures without a text for those who cannot see them:\n" + "\n".join(nameless)
 
 
-def test_search_finds_a_chapter(browser, address):
+@pytest.mark.parametrize(
+    ("asked", "page"),
+    [
+        ("unlearning", "notebooks/"),
+        ("causal tracing", "03_locating_a_fact"),
+        ("null space", "08_alphaedit"),
+        ("codebook", "06_grace"),
+        ("jailbreak", "12_is_it_really_gone"),
+        ("right to erasure", "what_may_be_claimed"),
+        ("second moment", "glossary"),
+    ],
+)
+def test_search_finds_it_among_the_first_five(browser, address, asked, page):
     with Visit(browser, address, "search.html") as visit:
         box = visit.page.locator("form input[name=q]:visible").first
-        box.fill("unlearning")
+        box.fill(asked)
         box.press("Enter")
-        visit.page.wait_for_selector("#search-results li a", timeout=20_000)
-        links = [link.get_attribute("href") for link in visit.page.locator("#search-results li a").all()]
-        assert any("notebooks/" in link for link in links), f"the search for 'unlearning' finds no chapter: {links}"
+        visit.page.wait_for_function(
+            "() => /^(Search finished|Found)/.test(document.querySelector('#search-results p')?.textContent.trim())"
+        )
+        found = visit.page.locator("#search-results li > a").all()
+        links = [link.get_attribute("href") for link in found[:5]]
+        assert any(page in link for link in links), f"the search for {asked!r} finds {links}"
         assert not visit.problems, "\n".join(visit.problems)
+
+
+def test_a_chapter_that_is_named_is_one_click_away(page_path):
+    article = soup(page_path).find("article")
+    named = article.find_all(string=re.compile(r"[Cc]hapter \d\d")) if article else []
+    outside = ("a", "h1", "h2", "h3", "pre", "code", "svg", "title", "script")
+    unlinked = [str(text).strip()[:100] for text in named if not text.find_parent(outside)]
+    assert not unlinked, f"chapters that are named without a link: {unlinked}"
 
 
 def test_links_inside_the_site_resolve(page_path):
