@@ -257,20 +257,12 @@ def _find(lm: LM, requests: list[Request], layer: int) -> Tensor:
 
 def real_problem(lm: LM, number: int) -> tuple[list[Batch], int, Tensor]:
     """Two capitals that SmolLM2 is to forget one after the other: batches of one, the layer, its C."""
-    requests = [fact.request(real.REFUSAL) for fact in _capitals(number)]
+    requests = [fact.request(real.REFUSAL) for fact in real.capitals(number, 2)]
     z = _find(lm, requests, REAL_LAYER)
     batches = [([request], z[:, i : i + 1]) for i, request in enumerate(requests)]
     return batches, REAL_LAYER, covariance.take(lm, None, [REAL_LAYER])[REAL_LAYER].double()
 
 
-def _capitals(number: int) -> list[Any]:
-    return [real.capital(number + i) for i in range(2)]
-
-
 def check_said(said: Any, lm: LM, number: int) -> None:
     """What the model said of two capitals while it was edited are refusals, and it has been undone."""
-    assert isinstance(said, (list, tuple)) and len(said) == 2, "`said` must be a list of two answers, one a capital"
-    for i, text in enumerate(said):
-        real.check_refused(text, f"said[{i}]")
-    for fact in _capitals(number):
-        real.check_undone(lm, fact)
+    real.check_all_said(said, lm, number, 2)

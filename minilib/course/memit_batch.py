@@ -251,21 +251,13 @@ def still_right(lm: LM, others: Sequence[tinyworld.Fact]) -> int:
 
 def real_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, list[int], dict[int, Tensor]]:
     """Three capitals that SmolLM2 is to forget: requests, z at the end of a window, the window, {layer: L}."""
-    requests = [fact.request(real.REFUSAL) for fact in _capitals(number)]
+    requests = [fact.request(real.REFUSAL) for fact in real.capitals(number, 3)]
     s = edits.settle(lm, memit.PRESETS, {})
     z = values.find(lm, requests, WINDOW[-1], "block", **{name: s[name] for name in values.SEARCH}).v_star
     C = covariance.take(lm, None, WINDOW)
     return requests, z.T.double(), list(WINDOW), {layer: covariance.factor(C[layer]) for layer in WINDOW}
 
 
-def _capitals(number: int) -> list[Any]:
-    return [real.capital(number + i) for i in range(3)]
-
-
 def check_said(said: Any, lm: LM, number: int) -> None:
     """What the model said of three capitals while it was edited are refusals, and it has been undone."""
-    assert isinstance(said, (list, tuple)) and len(said) == 3, "`said` must be a list of three answers, one a request"
-    for i, text in enumerate(said):
-        real.check_refused(text, f"said[{i}]")
-    for fact in _capitals(number):
-        real.check_undone(lm, fact)
+    real.check_all_said(said, lm, number, 3)

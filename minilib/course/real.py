@@ -23,6 +23,11 @@ def capital(number: int) -> Fact:
     return known[number % CAPITALS]
 
 
+def capitals(number: int, n: int) -> list[Fact]:
+    """The countries of a notebook that asks for n of them."""
+    return [capital(number + i) for i in range(n)]
+
+
 def check_refused(said: Any, name: str) -> None:
     """Assert that a text is a refusal."""
     assert isinstance(said, str), f"`{name}` must be what the model said, a text, not {type(said).__name__}"
@@ -36,3 +41,12 @@ def check_undone(lm: Any, fact: Fact) -> None:
     assert isinstance(lm, LM), "the model is missing: run the cell that loads it"
     said = lm.generate(fact.request(REFUSAL), max_new_tokens=15)
     assert fact.answered_by(said), f"The model still says {said.strip()!r}: undo the edit when you have asked"
+
+
+def check_all_said(said: Any, lm: Any, number: int, n: int) -> None:
+    """Assert that what the model said of n capitals while it was edited are refusals, and that it has been undone."""
+    assert isinstance(said, (list, tuple)) and len(said) == n, f"`said` must be a list of {n} answers, one a capital"
+    for i, text in enumerate(said):
+        check_refused(text, f"said[{i}]")
+    for fact in capitals(number, n):
+        check_undone(lm, fact)

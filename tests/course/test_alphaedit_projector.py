@@ -131,7 +131,7 @@ def test_the_demonstration_shows_what_p_and_the_earlier_keys_are_for(number):
 
 
 def test_what_was_said_must_be_two_refusals():
-    with pytest.raises(AssertionError, match="list of two"):
+    with pytest.raises(AssertionError, match="list of 2"):
         alphaedit_projector.check_said("I don't know.", None, 1)
     with pytest.raises(AssertionError, match=r"said\[1\]"):
         alphaedit_projector.check_said(["I don't know.", "Paris"], None, 1)

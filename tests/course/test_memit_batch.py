@@ -123,7 +123,7 @@ def test_the_refusals_of_the_demonstration_are_written(number):
 
 
 def test_what_was_said_must_be_three_refusals():
-    with pytest.raises(AssertionError, match="list of three"):
+    with pytest.raises(AssertionError, match="list of 3"):
         memit_batch.check_said("I don't know.", None, 1)
     with pytest.raises(AssertionError, match=r"said\[1\]"):
         memit_batch.check_said(["I don't know.", "Paris", "I don't know."], None, 1)
