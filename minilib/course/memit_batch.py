@@ -22,7 +22,6 @@ N, D_K, D_OUT = 4, 10, 5  # facts, the width of keys, and that of values
 LAYERS, LAMBDA = [0, 1, 2], 10.0  # of tinyworld, where writing is checked
 OTHERS = 30  # facts of tinyworld that nobody edits
 WINDOW = [4, 5, 6]  # of SmolLM2
-WEIGHT = 100.0  # λ there
 SYSTEMS = ("linalg_inv", "solve_ex", "cholesky_ex", "cholesky_inverse", "lstsq", "linalg_eig", "svd", "lu_factor")
 
 
