@@ -1,4 +1,4 @@
-"""A folder served on localhost, and the browser that looks at it: for the PDF and for the tests of the site."""
+"""A folder served on localhost, and the browser that looks at it: for a reader, the PDF, and the tests of the site."""
 
 import shutil
 import threading
@@ -28,9 +28,9 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a folder that is served as long as the block lasts."""
-    server = ThreadingHTTPServer(("localhost", 0), partial(_Quiet, directory=str(folder)))
+def served(folder: Path, port: int = 0) -> Iterator[str]:
+    """The address of a folder that is served as long as the block lasts; port 0 is any that is free."""
+    server = ThreadingHTTPServer(("localhost", port), partial(_Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://localhost:{server.server_address[1]}"

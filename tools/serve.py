@@ -1,27 +1,24 @@
 """Show _build/html on localhost. Usage: serve.py [port]."""
 
 import sys
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+import threading
 
+from browse import served
 from common import BUILD
 
 
 def main() -> int:
     port = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
-    handler = partial(SimpleHTTPRequestHandler, directory=str(BUILD / "html"))
     try:
-        server = ThreadingHTTPServer(("localhost", port), handler)
-    except OSError as error:
-        print(
-            f"port {port} cannot be used ({error.strerror}); try another: make serve PORT={port + 1}", file=sys.stderr
-        )
-        return 1
-    print(f"The book is on http://localhost:{port} - stop with Ctrl-C", flush=True)
-    try:
-        server.serve_forever()
+        with served(BUILD / "html", port) as address:
+            print(f"The book is on {address} - stop with Ctrl-C", flush=True)
+            threading.Event().wait()
     except KeyboardInterrupt:
         print()
+    except OSError as error:
+        other = f"try another: make serve PORT={port + 1}"
+        print(f"port {port} cannot be used ({error.strerror}); {other}", file=sys.stderr)
+        return 1
     return 0
 
 
