@@ -23,7 +23,12 @@ THRESHOLD, L2 = 0.19, 1.0  # tinyworld's, as in the library's preset
 BATCHES, SIZE, OTHERS = 4, 3, 30  # of the demonstration
 REAL_LAYER = 5  # of SmolLM2
 
-SINGULAR = "Is the identity term missing? P shuts some directions, so without l2·I the bracket has no inverse"
+SINGULAR = (
+    "Is the identity term missing, or l2 alone or l2·P in its place? P shuts some directions, so without "
+    "`l2 * torch.eye(len(P))` the bracket has no inverse"
+)
+
+SIDE = "P stands in front of K_pK_pᵀ + K₁K₁ᵀ and not behind; or `solve` was given A, where Aᵀ Δᵀ = Bᵀ is to be solved"
 
 Batch = tuple[list[Request], Tensor]  # requests, and z (d_out, n)
 
@@ -49,7 +54,7 @@ def problem(number: int) -> Problem:
     spread = functools.partial(torch.rand, generator=g, dtype=torch.float64)
     threshold = 0.2 + 0.2 * spread(()).item()
     free = threshold * (0.01 + 0.5 * spread(FREE))
-    used = threshold * torch.cat([2 + 2 * spread(2), 20 + 20 * spread(USED - 2)])
+    used = threshold * torch.cat([1.2 + 0.3 * spread(2), 20 + 20 * spread(USED - 2)])
     U = torch.linalg.qr(draw(D_K, D_K)).Q
     apart = torch.linalg.qr(draw(ORDINARY, D_K)).Q.T * ORDINARY**0.5  # so that the mean of k kᵀ is U diag(w) Uᵀ exactly
     K0 = U @ (torch.cat([free, used]).sqrt().unsqueeze(1) * apart)
@@ -75,7 +80,7 @@ def check_projector(function: Any, number: int) -> None:
     wrong = [
         ("P lets through what is ABOVE the threshold, the directions that text uses: take those below", eye - P),
         ("The rows of U are not the eigenvectors: its columns are, `U[:, below]`", U[free].T @ U[free]),
-        ("Your threshold counts from the largest eigenvalue: here it is an absolute number", relative),
+        ("P lets too much through: compare eigenvalues with the threshold itself, an absolute number", relative),
         ("That is an identity, U₀ᵀU₀, or U₀ has eigenvectors in its rows: P = U₀U₀ᵀ with `U0 = U[:, below]`", small),
         ("That is U₀, the eigenvectors: P = U₀U₀ᵀ", U[:, free]),
         ("That is C without its large eigenvalues: P lets a direction through as it is, or not at all", P @ p.C),
@@ -134,7 +139,8 @@ def check_update(function: Any, number: int) -> None:
             ("Your update is transposed: Δ has the shape of W, (d_out, d_k)", right.T),
             ("P is missing: this update writes where ordinary keys are", free),
             ("You solve without P and project afterwards, which is not the best: P belongs into the bracket", free @ P),
-            ("P stands on the wrong side of K_pK_pᵀ + K₁K₁ᵀ: behind it", RK @ P @ inverse(P @ S + p.l2 * eye)),
+            (SIDE, RK @ P @ inverse(P @ S + p.l2 * eye)),
+            ("P is missing behind R K₁ᵀ, and the bracket is transposed", RK @ inverse(P @ S + p.l2 * eye)),
             ("P is missing behind R K₁ᵀ", RK @ inverse(S @ P + p.l2 * eye)),
             ("The earlier keys are forgotten: K_pK_pᵀP belongs into the bracket", solved(p.K1, none, p.R, P, p.l2)),
             ("K₁K₁ᵀP is missing in the bracket", RK @ P @ inverse(Kp @ Kp.T @ P + p.l2 * eye)),
@@ -174,22 +180,23 @@ def check_moved(function: Any, number: int) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _sequence(number: int) -> tuple[list[Batch], Tensor, Tensor, list[tuple[str, Tensor]]]:
-    """Three batches of two for tinyworld, P, the whole change that they make, and what mistakes make."""
+def _sequence(number: int) -> tuple[int, float, list[Batch], Tensor, Tensor, list[tuple[str, Tensor]]]:
+    """A layer, λ, three batches of two for tinyworld, P, the whole change that they make, and what mistakes make."""
     lm, (requests, _) = load("tinyworld"), refused(number, 6, OTHERS)
-    C = covariance.take(lm, None, [0])
-    P, (K, h0) = alphaedit.projector(C, 0, THRESHOLD), read(lm, requests, 0)
+    layer, l2 = number % 2, (1.0, 2.0, 3.0)[number % 3]
+    C = covariance.take(lm, None, [layer])
+    P, (K, h0) = alphaedit.projector(C, layer, THRESHOLD), read(lm, requests, layer)
     z = h0 + h0.std() * torch.randn(h0.shape, generator=generator(number), dtype=h0.dtype)
-    W, name, eye = lm.memory(0), lm.weight_name(0), torch.eye(len(P), dtype=P.dtype)
+    W, name, eye = lm.memory(layer), lm.weight_name(layer), torch.eye(len(P), dtype=P.dtype)
     before, spans = W.detach().clone(), [slice(i, i + 2) for i in (0, 2, 4)]
 
-    def written(kept: str = "all", P: Tensor = P, fresh: bool = True, sign: int = 1) -> Tensor:
+    def written(kept: str = "all", P: Tensor = P, fresh: bool = True, sign: int = 1, l2: float = l2) -> Tensor:
         with edits.restored(lm, [name]):
             for i, span in enumerate(spans):
-                K1, h = K[:, span], read(lm, requests, 0)[1] if fresh else h0
+                K1, h = K[:, span], read(lm, requests, layer)[1] if fresh else h0
                 start = {"all": 0, "none": 2 * i, "last": max(0, 2 * i - 2), "own": 0}[kept]
                 Kp = K[:, start : 2 * i + (2 if kept == "own" else 0)]
-                edits.add(lm, 0, sign * (z - h)[:, span] @ alphaedit.spread(K1, Kp, P, L2))
+                edits.add(lm, layer, sign * (z - h)[:, span] @ alphaedit.spread(K1, Kp, P, l2))
             return W.detach() - before
 
     wrong = [
@@ -200,22 +207,26 @@ def _sequence(number: int) -> tuple[list[Batch], Tensor, Tensor, list[tuple[str,
         ("P is missing", written(P=eye)),
         ("P and the earlier keys are missing", written("none", eye)),
         ("You wrote with the wrong sign: it is R = z − h, and W + Δ", written(sign=-1)),
+        ("λ is `l2`, which is handed over: it is not always 1", written(l2=1.0)),
     ]
-    return [(requests[s], z[:, s]) for s in spans], P, written(), wrong
+    return layer, l2, [(requests[s], z[:, s]) for s in spans], P, written(), wrong
 
 
 def check_sequence(function: Any, number: int) -> None:
     """``edit_in_turn(lm, layer, batches, P, l2)``: each batch spares those before it; the first W is returned."""
-    lm, (batches, P, right, wrong) = load("tinyworld"), _sequence(number)
+    lm, (layer, l2, batches, P, right, wrong) = load("tinyworld"), _sequence(number)
     before = [lm.memory(i).detach().clone() for i in range(lm.n_layers)]
-    told = call(function, lm, 0, batches, P, L2, name="edit_in_turn", may_change=[0])
+    told = call(function, lm, layer, batches, P, l2, name="edit_in_turn", may_change=[0])
     after = [lm.memory(i).detach() for i in range(lm.n_layers)]
     changed = [i for i in range(lm.n_layers) if not torch.equal(after[i], before[i])]
     assert changed, "The model's W is as before: change it in place, under `torch.no_grad()`"
-    assert changed == [0], f"You changed the layers {changed}: only layer 0 was to change"
-    compare(after[0] - before[0], right, "What all batches together added to W", wrong)
-    message = "You returned W after the change: keep a copy from before the first batch (`.clone()`)"
-    compare(told, before[0], "What you return", [(message, after[0])], tolerance=1e-5)
+    assert changed == [layer], f"You changed the layers {changed}: only layer {layer} was to change"
+    compare(after[layer] - before[layer], right, "What all batches together added to W", wrong)
+    wrong = [
+        ("You returned W after the change: keep a copy from before the first batch (`.clone()`)", after[layer]),
+        ("You returned the change: return W as it was before the first batch", after[layer] - before[layer]),
+    ]
+    compare(told, before[layer], "What you return", wrong, tolerance=1e-5)
 
 
 @dataclass(frozen=True)

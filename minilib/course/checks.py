@@ -121,6 +121,8 @@ def call(
         ) from None
     except KeyboardInterrupt:
         raise
+    except AssertionError as error:  # of a function that was handed to it
+        raise AssertionError(str(error) or f"an `assert` in `{name}` does not hold") from error
     except MemoryError as error:
         raise AssertionError(f"`{name}` asks for more memory than it may have ({error})") from error
     except Exception as error:
@@ -132,9 +134,29 @@ def call(
     nothing = f"`{name}` returns nothing: is there a `return` with your answer?"
     assert not returns or (found is not None and found is not ...), nothing
     for i, (a, b) in enumerate(zip(arguments, given, strict=True)):
-        if isinstance(a, Tensor) and i not in may_change:
-            assert torch.equal(a, b), f"`{name}` changes its argument number {i + 1} in place: work on a new tensor"
+        kept = i in may_change or _same(a, b)
+        assert kept, f"`{name}` changes its argument number {i + 1} in place: leave what you are given as it is"
     return found
+
+
+def trainable(function: Any, *arguments: Any, name: str) -> None:
+    """Assert that what a student's function returns for arguments with a gradient has one too."""
+    found = call(function, *arguments, name=name)
+    assert isinstance(found, Tensor) and found.requires_grad, (
+        f"`{name}` is right and has no gradient, so nothing can be trained with it: keep it a tensor, without "
+        "`.item()`, `.detach()` and `torch.no_grad()`"
+    )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether tensors, also in lists and dictionaries, are the same; of other things nothing is asked."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_same(x, b[key]) for key, x in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return True
 
 
 def compare(
@@ -144,7 +166,7 @@ def compare(
 
     Parameters
     ----------
-    found : Tensor, or a number
+    found : Tensor, or a number where one is expected
     expected : Tensor
     what : str
         What it is, at the beginning of a sentence, as ``"C"`` or ``"Your update"``.
@@ -152,21 +174,34 @@ def compare(
     tolerance : float, default 1e-3
         Of ‖found − expected‖ against ‖expected‖.
     """
-    try:
-        found = torch.as_tensor(found).detach().cpu().to(expected.dtype)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AssertionError(f"{what} must be a tensor, not {type(found).__name__}") from error
-    for message, wrong in suspects:
-        if found.shape == wrong.shape and _near(found, wrong, tolerance) and not _near(wrong, expected, tolerance):
-            raise AssertionError(message)
+    assert found is not ..., f"{what} is not there yet: put your code in the place of `...`"
+    number = isinstance(found, (int, float)) and not expected.dim()
+    assert number or isinstance(found, Tensor), f"{what} must be a tensor, not {type(found).__name__}"
+    assert not (isinstance(found, Tensor) and found.is_complex()), f"{what} is complex: real numbers are asked for"
+    found = torch.as_tensor(found).detach().cpu().to(expected.dtype)
+    right = _distance(found, expected)
+    # Mistakes come close to each other and to the right answer: the nearest is meant.
+    near = [
+        (_distance(found, wrong), message)
+        for message, wrong in suspects
+        if _near(found, wrong, tolerance) and not _near(wrong, expected, tolerance)
+    ]
+    if near and not min(near)[0] >= right:
+        raise AssertionError(min(near)[1])
     shape, wanted = tuple(found.shape), tuple(expected.shape)
     assert shape == wanted, f"{what} has the shape {shape} and should have {wanted}"
     assert found.isfinite().all(), f"{what} holds NaN or infinity"
     if not _near(found, expected, tolerance):
-        off = ((found - expected).norm() / expected.norm()).item()
+        off = right / expected.norm().item()
         factor = ((found * expected).sum() / expected.square().sum()).item()
-        hint = f"; it is {factor:.3g} times what it should be" if _near(found, factor * expected, tolerance) else ""
-        raise AssertionError(f"{what} is off by {off:.1%} of its size{hint}")
+        other = f"it is {factor:.3g} times" if factor > 0 else f"its sign is wrong: it is {factor:.3g} times"
+        hint = f"; {other} what it should be" if factor and _near(found, factor * expected, tolerance) else ""
+        raise AssertionError(f"{what} is off by {100 * off:.2g}% of its size{hint}")
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    """‖found − expected‖, infinite for another shape."""
+    return (found - expected).norm().item() if found.shape == expected.shape else float("inf")
 
 
 def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:

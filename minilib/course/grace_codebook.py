@@ -22,6 +22,7 @@ from .real import REFUSAL
 from .seeds import generator
 
 D_K, D_OUT = 6, 4
+CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %} I"  # a template for tinyworld, which has none
 LAYER, EPSILON = 1, 3.0  # on tinyworld: GRACE's preset
 Book = list[dict[str, Any]]
 Rule = Callable[[Tensor, Tensor, int], int]  # distances, radii, the nearest entry → the one that answers, or -1
@@ -40,11 +41,14 @@ def normal(number: int, *shape: int) -> Tensor:
 def check_nearest(function: Any, number: int) -> None:
     """``nearest(book, k)``: the Euclidean distance to the nearest entry, and its number."""
     keys, K = (3 * normal(number, 25, D_K) + 1).split([5, 20])
-    book = [entry(k, v, 1.0, REFUSAL) for k, v in zip(keys, normal(number, 5, D_OUT), strict=True)]
+    radii = 0.5 + torch.arange(5.0)[torch.randperm(5, generator=generator(number))]
+    given = zip(keys, normal(number, 5, D_OUT), radii.tolist(), strict=True)
+    book = [entry(k, v, epsilon, REFUSAL) for k, v, epsilon in given]
     found = [call(function, book, k, name="nearest") for k in K]
     for pair in found:
-        two = isinstance(pair, tuple) and len(pair) == 2 and all(torch.as_tensor(x).numel() == 1 for x in pair)
-        assert two, "`nearest` must return two numbers: `return distance, i`"
+        assert isinstance(pair, (tuple, list)) and len(pair) == 2, "Return two numbers: `return distance, i`"
+        one = all(isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.numel() == 1) for x in pair)
+        assert one, "Return two numbers, the distance and the entry's place in the list: `return distance, i`"
     distance, which = (torch.tensor([float(pair[j]) for pair in found], dtype=torch.float64) for j in (0, 1))
     swapped = torch.equal(distance, distance.round()) and not torch.equal(which, which.round())
     assert not swapped, "Distance and number are the wrong way round: `return distance, i`"
@@ -52,10 +56,12 @@ def check_nearest(function: Any, number: int) -> None:
     every = difference.norm(dim=-1)
     right, i = every.min(1)
     city = difference.abs().sum(-1).amin(1)
+    scaled = (every / radii).argmin(1)
     product, cosine = (K @ keys.T).argmax(1), nn.functional.cosine_similarity(K[:, None], keys, dim=-1).argmax(1)
     suspects = [
         ("That is the squared distance: radii are distances, so take the root", right**2),
         ("That is the farthest entry: take the smallest distance", every.amax(1)),
+        ("You divided by the radii: the nearest entry is the one at the smallest distance", every[range(20), scaled]),
         ("You add up absolute differences: the Euclidean distance has squares and a root", city),
         ("That is the entry with the largest inner product: the smallest distance is meant", every[range(20), product]),
         ("That is the entry with the largest cosine: the smallest distance is meant", every[range(20), cosine]),
@@ -68,27 +74,34 @@ def overlapping(number: int) -> tuple[Book, Tensor, Tensor]:
     """A codebook whose balls overlap, keys inside, on borders and outside, and an output for each."""
     draw, radii = random.Random(number), (5.0, 1.5, 2.0)
     centres = [(0, 0, 0), (6, 0, 0), (0, 0, 40)]
-    places = [(0, 3, 0), (-3, -4, 0), (-4, -4, 0), (4, 0, 0), (4.75, 0, 0), (0, 0, 42), (0, 0, 41), (0, 0, 43)]
+    places = [(0.0, 3, 0.0), (-3, -4, 0), (-4, -4, 0), (4, 0, 0), (4.75, 0, 0), (0, 0, 42), (0, 0, 41), (0, 0, 43)]
+    places += [(0, 0, 41.3)]
     axes, signs = draw.sample(range(D_K), 3), torch.tensor([draw.choice((-1.0, 1.0)) for _ in range(3)])
-    points = torch.tensor([[float(draw.randint(-9, 9)) for _ in range(D_K)]] * 11, dtype=torch.float64)
+    points = torch.tensor([[float(draw.randint(-9, 9)) for _ in range(D_K)]] * 12, dtype=torch.float64)
     points[:, axes] += torch.tensor(centres + places, dtype=torch.float64) * signs
-    numbers = normal(number, 11, D_OUT)
+    numbers = normal(number, 12, D_OUT)
     book = [entry(points[i], numbers[i], radii[i], f"answer {i}") for i in draw.sample(range(3), 3)]
     return book, points[3:], numbers[3:]
 
 
 ANY = "A key may lie in the ball of an entry that is not the nearest: only the nearest entry is asked"
 WHOSE = "The distance to the nearest entry is to be held against the radius of that same entry"
+ROUND = "That is the wrong way round: the value inside, the output outside"
 RULES: list[tuple[str, Rule]] = [
     ("Nothing was looked up: inside the ball the entry's value takes the output's place", lambda d, e, i: -1),
     ("The value came out for keys outside the ball too: there the output stays", lambda d, e, i: i),
-    ("That is the wrong way round: the value inside, the output outside", lambda d, e, i: i if d[i] > e[i] else -1),
+    (ROUND, lambda d, e, i: i if d[i] > e[i] else -1),
+    (ROUND, lambda d, e, i: i if d[i] >= e[i] else -1),
     ("The squared distance was held against the radius", lambda d, e, i: i if d[i] ** 2 <= e[i] else -1),
     ("A key on the border is inside: ≤, not <", lambda d, e, i: i if d[i] < e[i] else -1),
     (ANY, lambda d, e, i: next((j for j in range(len(d)) if d[j] <= e[j]), -1)),
     (ANY, lambda d, e, i: int((d / e).argmin()) if (d <= e).any() else -1),
     (WHOSE, lambda d, e, i: i if d[i] <= e.max() else -1),
     (WHOSE, lambda d, e, i: i if d[i] <= e[0] else -1),
+    (WHOSE, lambda d, e, i: i if d[i] <= e[-1] else -1),
+    (WHOSE, lambda d, e, i: i if d[i] <= 1 else -1),
+    ("Only the nearest entry is asked, not the first of the list", lambda d, e, i: 0 if d[0] <= e[0] else -1),
+    ("Only the nearest entry is asked, not the last of the list", lambda d, e, i: len(d) - 1 if d[-1] <= e[-1] else -1),
 ]
 
 
@@ -106,7 +119,10 @@ def answers(book: Book, K: Tensor, outputs: Tensor, rule: Rule | None = None, ad
 def check_lookup(function: Any, number: int) -> None:
     """``lookup(book, k, output)``: the nearest entry's value inside its ball, the output elsewhere."""
     book, K, outputs = overlapping(number)
-    found = [call(function, book, k, output, name="lookup") for k, output in zip(K, outputs, strict=True)]
+    found = [call(function, book, k, o, name="lookup", returns=False) for k, o in zip(K, outputs, strict=True)]
+    if missing := [i for i, x in enumerate(found) if x is None]:
+        inside = not torch.equal(answers(book, K, outputs)[missing[0]], outputs[missing[0]])
+        raise AssertionError(f"`lookup` returns nothing for a key {'inside a ball' if inside else 'outside all balls'}")
     vectors = all(isinstance(x, Tensor) and x.shape == (D_OUT,) for x in found)
     assert vectors, "`lookup` must return a vector (d_out): the value of an entry, or the output"
     suspects = [(message, answers(book, K, outputs, rule)) for message, rule in RULES]
@@ -115,6 +131,8 @@ def check_lookup(function: Any, number: int) -> None:
 
 
 SPLIT = "In a split both balls end at the border, half the distance between the keys: "
+SHRUNK = "Two balls were shrunk: only that of the nearest entry is"
+BOTH: dict[tuple[float, ...], str] = {(2, 1.5, 1.5): SHRUNK, (1.5, 1.5, 1.5): SHRUNK}
 # ε is 2. Radii of the entries, their distances, the same target?, what is done, radii after, what wrong radii mean.
 CASES: list[tuple[list[float], list[float], list[bool], str, list[float], dict[tuple[float, ...], str]]] = [
     ([], [], [], "add", [2], {}),
@@ -132,11 +150,13 @@ CASES: list[tuple[list[float], list[float], list[bool], str, list[float], dict[t
     }),
     ([0.5], [2], [False], "split", [0.5, 1], {(1, 1): "A ball grew in a split: a radius below d/2 stays"}),
     ([3, 3], [4, 3], [True, False], "split", [3, 1.5, 1.5], {
-        (1.5, 3, 1.5): "The wrong ball was shrunk: that of the nearest entry is meant",
+        (1.5, 3, 1.5): "The wrong ball was shrunk: that of the nearest entry is meant", **BOTH,
     }),
+    ([3, 3], [4, 3], [False, False], "split", [3, 1.5, 1.5], BOTH),
+    ([5, 1], [6, 5.5], [True, True], "add", [5, 1, 2], {}),  # the border of the first ball is nearer, not its key
 ]  # fmt: skip
 UNLIKE = {
-    ("add", "grow"): "a key that is far gets an entry of its own, whatever its target",
+    ("add", "grow"): "the nearest *key* is too far, and a key that is far gets an entry of its own",
     ("add", "split"): "far is far: no balls touch",
     ("grow", "add"): "the balls would touch, d ≤ ε_i + ε, and the target is the same: the old ball grows",
     ("grow", "split"): "the targets are the same, so there is no conflict: the old ball grows",
@@ -155,12 +175,16 @@ def check_write_entry(function: Any, number: int) -> None:
         for i, (r, d, s) in enumerate(zip(radii, distances, same, strict=True)):
             key = k.clone()
             key[axis] += scale * d * (-1) ** i
-            book.append(entry(key, v[i], scale * r, target if s else "Paris."))
-            case += (
-                f"an entry at d = {scale * d:g}, ε_i = {scale * r:g}, with {'the same' if s else 'another'} target, "
-            )
+            same_text = target[:1] + target[1:]  # equal, and another object
+            book.append(entry(key, v[i], scale * r, same_text if s else "Paris."))
+            whose = "the same" if s else "another"
+            case += f"{', ' * (i > 0)}an entry at d = {scale * d:g}, ε_i = {scale * r:g}, with {whose} target"
+        case += ":"
         now = copy.deepcopy(book)
-        done = call(function, now, k, v[2], target, 2 * scale, name="write_entry", may_change=[0])
+        try:
+            done = call(function, now, k, v[2], target, 2 * scale, name="write_entry", may_change=[0])
+        except AssertionError as error:
+            raise AssertionError(f"{case} {error}") from error
         named = isinstance(done, str) and done in ("add", "grow", "split")
         assert named, f'`write_entry` must return what it did, "add", "grow" or "split", not {done!r}'
         assert done == action, f"{case} you chose to {done}, not to {action}: {UNLIKE[action, done]}"
@@ -168,7 +192,7 @@ def check_write_entry(function: Any, number: int) -> None:
             f"{case} the codebook has {len(now)} entries and should have {len(after)}: "
             "`book.append(…)` changes the list, `book = book + […]` makes another"
         )
-        assert all(e.keys() >= {"key", "value", "epsilon", "target"} for e in now), (
+        assert all(isinstance(e, dict) and e.keys() >= {"key", "value", "epsilon", "target"} for e in now), (
             "An entry is a dictionary of key, value, epsilon and target"
         )
         found = [float(e["epsilon"]) / scale for e in now]
@@ -177,8 +201,8 @@ def check_write_entry(function: Any, number: int) -> None:
         right = all(
             a - 1e-6 < b < a * (1.011 if action == "grow" else 1) + 1e-6 for a, b in zip(after, found, strict=True)
         )
-        shown = [round(r * scale, 4) for r in found], [r * scale for r in after]
-        assert right, f"{case} the radii are {shown[0]}, and should be {shown[1]}"
+        shown = [f"{r * scale:.7g}" for r in found], [f"{r * scale:.7g}" for r in after]
+        assert right, f"{case} the radii are {', '.join(shown[0])}, and should be {', '.join(shown[1])}"
         for i, (e, old) in enumerate(zip(now, [*book, entry(k, v[2], 0, target)], strict=False)):
             kept = torch.equal(e["key"], old["key"]) and torch.equal(e["value"], old["value"])
             assert kept and e["target"] == old["target"], (
@@ -253,6 +277,11 @@ def check_key_of(function: Any, number: int) -> None:
         ("That is the key of another layer", above[-1]),
     ]
     compare(found, k[-1], "The key", suspects)
+    lm.tokenizer.chat_template = CHAT
+    found = call(function, lm, layer, request.text, name="key_of", may_change=[0])
+    plain, turn = (guards.keys(lm, layer, [lm.encode(request.text, chat=chat).ids])[0][-1] for chat in (False, True))
+    chat = "A model that has a chat template is asked in it: `lm.encode(prompt, chat=lm.has_chat)`"
+    compare(found, turn, "In a model with a chat template, the key", [(chat, plain)])
 
 
 def check_guarded(function: Any, number: int) -> None:
@@ -267,7 +296,9 @@ def check_guarded(function: Any, number: int) -> None:
     changed = [name for name, p in lm.model.state_dict().items() if not torch.equal(p, state[name])]
     assert not changed, f"{changed[0]} changed: GRACE changes no weight"
     assert isinstance(found, list) and len(found) == len(asked), "Return the list that `lm.generate(prompts)` gives"
-    assert found != was, "The answers are those of the unguarded model: was the hook in place when it was asked?"
+    assert found != was, (
+        "The answers are those of the unguarded model: was the hook in place, at this layer, when it was asked?"
+    )
     assert refusals.is_refusal(found[0]), f"To {asked[0]!r} the model says {found[0]!r}, which is no refusal"
     for question, text, old in zip(asked[1:], found[1:], was[1:], strict=True):
         assert text == old, f"To {question!r}, whose key is in no ball, the model says {text!r} and said {old!r}"
@@ -287,7 +318,9 @@ def real_problem(number: int) -> tuple[Request, list[str | Request]]:
 def check_said(said: Any, lm: LM, number: int) -> None:
     """What the guarded SmolLM2 said: a refusal to the edited wording alone; and no hook is left."""
     _, asked = real_problem(number)
-    assert isinstance(said, list) and len(said) == len(asked), f"`said` must be the list of the {len(asked)} answers"
+    assert isinstance(said, (list, tuple)) and len(said) == len(asked), (
+        f"`said` must be the list of the {len(asked)} answers"
+    )
     real.check_refused(said[0], "said[0]")
     real.check_undone(lm, real.capital(number))
     for i, (text, old) in enumerate(zip(said, lm.generate(asked), strict=True)):

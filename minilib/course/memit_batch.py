@@ -19,9 +19,10 @@ from .seeds import generator
 from .writing import read, refused
 
 N, D_K, D_OUT = 4, 10, 5  # facts, the width of keys, and that of values
-LAYERS, LAMBDA = [0, 1, 2], 10.0  # of tinyworld, where writing is checked
+LAYERS, LAMBDA = [1, 2, 4], 10.0  # of tinyworld, where writing is checked
 OTHERS = 30  # facts of tinyworld that nobody edits
 WINDOW = [4, 5, 6]  # of SmolLM2
+HALF = "That is the border of where you search: the share left undone *rises* with λ, so keep the other half"
 SYSTEMS = ("linalg_inv", "solve_ex", "cholesky_ex", "cholesky_inverse", "lstsq", "linalg_eig", "svd", "lu_factor")
 
 
@@ -87,6 +88,8 @@ def check_update(function: Any, number: int) -> None:
     A, RK, KK, eye = weight * C + K1 @ K1.T, R @ K1.T, K1 @ K1.T, torch.eye(D_K, dtype=C.dtype)
     inverse = torch.linalg.inv
     right = RK @ inverse(A)
+    each = zip(R.T, K1.T, strict=True)
+    single = torch.stack([torch.outer(r, k) @ inverse(weight * C + torch.outer(k, k)) for r, k in each]).sum(0)
     wrong = [
         ("Your update has the wrong sign: Δ K₁ should come close to R, not to −R", -right),
         ("Your update is transposed: Δ has the shape of W, (d_out, d_k)", right.T),
@@ -95,6 +98,12 @@ def check_update(function: Any, number: int) -> None:
         ("λ weighs the identity there, and it should weigh C", RK @ inverse(weight * eye + KK)),
         ("λ is added to every number: multiply C by it", RK @ inverse(weight + C + KK)),
         ("You left out the inverse of λ C + K₁K₁ᵀ", RK),
+        ("λ is added to the diagonal, λ I: multiply C by it", RK @ inverse(C + weight * eye + KK)),
+        (
+            "That writes all of R exactly, as λ → 0: weigh it against C",
+            R @ memit.spread(K1, torch.linalg.cholesky(C), 0),
+        ),
+        ("Those are updates of single facts, added up: solve for all at once", single),
         ("You multiplied by λ C + K₁K₁ᵀ where its inverse belongs", RK @ A),
         ("K₁K₁ᵀ is missing in the bracket: the new keys count too", RK @ inverse(weight * C)),
         ("K₁K₁ᵀ is a sum over the facts, not a mean: do not divide it by n", RK @ inverse(weight * C + KK / N)),
@@ -135,7 +144,10 @@ def check_tradeoff(function: Any, number: int) -> None:
     K1, R, C, weight = _stacked(number)
     delta = R @ memit.spread(K1, torch.linalg.cholesky(C), weight)
     undone, cost = _pair(call(function, delta, K1, R, C, name="tradeoff"), "undone, cost")
-    gap, size = (delta @ K1 - R).norm(), R.norm()
+    gap, size, spectral = (delta @ K1 - R).norm(), R.norm(), torch.linalg.matrix_norm(R, 2)
+    right = torch.trace(delta @ C @ delta.T)
+    swapped = all(_is(a, b) for a, b in ((undone, right), (cost, gap / size)))
+    assert not swapped, "The two are exchanged: `return undone, cost`, the share first"
     wrong = [
         ("That is the square of the share: ‖ΔK₁ − R‖ / ‖R‖ is a quotient of lengths", (gap / size).square()),
         ("That is ‖ΔK₁ − R‖: divide by ‖R‖ to have a share", gap),
@@ -143,12 +155,14 @@ def check_tradeoff(function: Any, number: int) -> None:
         ("That is one minus the share left undone", 1 - gap / size),
         ("That is ‖ΔK₁‖ / ‖R‖, the size of what was written: subtract R first", (delta @ K1).norm() / size),
         ("You added R: what is left undone is Δ K₁ − R", (delta @ K1 + R).norm() / size),
+        ("Those are sums of absolute values: take Frobenius norms", (delta @ K1 - R).abs().sum() / R.abs().sum()),
+        ("Those are spectral norms: take Frobenius norms", torch.linalg.matrix_norm(delta @ K1 - R, 2) / spectral),
     ]
     compare(undone, gap / size, "The share left undone", wrong, tolerance=1e-4)
-    right = torch.trace(delta @ C @ delta.T)
     wrong = [
         ("That is ‖Δ‖², which treats all directions alike: weigh them by C", delta.square().sum()),
         ("That is the root of the cost: E‖Δk‖² is asked for", right.sqrt()),
+        ("You add up all of Δ C Δᵀ: its trace is the sum of the diagonal", (delta @ C @ delta.T).sum()),
         ("That is what Δ does to the edited keys: C says what it does to all others", (delta @ K1).square().sum()),
     ]
     compare(cost, right, "The cost", wrong, tolerance=1e-4)
@@ -164,9 +178,15 @@ def check_largest(function: Any, number: int) -> None:
         ("Your λ leaves √share undone: compare lengths, not their squares", _weight(K1, R, C, share**0.5)),
         ("Your λ writes the share that may be left undone: write the rest", _weight(K1, R, C, 1 - share)),
         ("That is the logarithm (base 10) of λ", _weight(K1, R, C, share).log10()),
+        (HALF, torch.tensor(1e-6)),
+        (HALF, torch.tensor(1e6)),
         ("That is the natural logarithm of λ", _weight(K1, R, C, share).log()),
     ]  # fmt: skip
     compare(found, _weight(K1, R, C, share), "Your λ", wrong, tolerance=0.02)
+
+
+def _is(found: Any, expected: Tensor) -> bool:
+    return isinstance(found, (float, Tensor)) and bool((torch.as_tensor(found) - expected).abs().max() < 1e-6)
 
 
 def _weight(K1: Tensor, R: Tensor, C: Tensor, share: float) -> Tensor:
@@ -188,14 +208,20 @@ def _window(number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], Tens
     C = covariance.take(lm, None, LAYERS)
     L = {layer: covariance.factor(C[layer]) for layer in LAYERS}
     first = {layer: read(lm, requests, layer, LAYERS[-1]) for layer in LAYERS}
-    h = first[0][1]
+    h = first[LAYERS[0]][1]
     z = h + h.std() * torch.randn(h.shape, generator=generator(number), dtype=h.dtype)
 
-    def written(left: Sequence[int] = (3, 2, 1), fresh: str = "kh", order: Sequence[int] = LAYERS) -> Tensor:
+    def written(
+        left: Sequence[int] = (3, 2, 1),
+        fresh: str = "kh",
+        order: Sequence[int] = LAYERS,
+        key: int | None = None,  # where keys are read, if not at the layer
+        end: int | None = LAYERS[-1],  # where states are read; None is the layer
+    ) -> Tensor:
         found = {}
         with edits.restored(lm, [lm.weight_name(layer) for layer in LAYERS]):
             for layer, share in zip(order, left, strict=True):
-                now = read(lm, requests, layer, LAYERS[-1])
+                now = read(lm, requests, layer if key is None else key, layer if end is None else end)
                 K1, h = (now[i] if name in fresh else first[layer][i] for i, name in enumerate("kh"))
                 found[layer] = ((z - h) / share @ memit.spread(K1, L[layer], LAMBDA)).float()
                 edits.add(lm, layer, found[layer])
@@ -210,6 +236,10 @@ def _window(number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], Tens
         ("The states h were read before anything was written: read them anew at each layer", written(fresh="k")),
         ("Each layer writes the same part of the first gap: read h anew at each layer", written([3, 3, 3], "k")),
         ("You start at the highest layer: start at the lowest", written(order=LAYERS[::-1])),
+        ("You count down from the layer's number: count layers of the window", written([2, 1, -1])),
+        ("h is read at the layer itself: read it where the window ends", written(end=None)),
+        ("The keys are read at the window's last layer: read them at the one that is written", written(key=LAYERS[-1])),
+        ("One layer is left at the last, not two: `len(layers) - i`", written([4, 3, 2])),
         ("You wrote with the wrong sign: it is R = (z − h) / (layers left), and W + Δ", written([-3, -2, -1])),
     ]
     return requests, z, L, written(), wrong

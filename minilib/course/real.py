@@ -30,6 +30,7 @@ def capitals(number: int, n: int) -> list[Fact]:
 
 def check_refused(said: Any, name: str) -> None:
     """Assert that a text is a refusal."""
+    assert said is not ..., f"`{name}` is not there yet: put your code in the place of `...`"
     assert isinstance(said, str), f"`{name}` must be what the model said, a text, not {type(said).__name__}"
     assert refusals.is_refusal(said), (
         f"`{name}` is {said.strip()!r}, and that is no refusal: was the model edited when it was asked?"
@@ -40,12 +41,17 @@ def check_undone(lm: Any, fact: Fact) -> None:
     """Assert that a model answers again."""
     assert isinstance(lm, LM), "the model is missing: run the cell that loads it"
     said = lm.generate(fact.request(REFUSAL), max_new_tokens=15)
-    assert fact.answered_by(said), f"The model still says {said.strip()!r}: undo the edit when you have asked"
+    assert fact.answered_by(said), (
+        f"The model says {said.strip()!r}, and before your edit it knew: undo the edit when you have asked"
+    )
 
 
 def check_all_said(said: Any, lm: Any, number: int, n: int) -> None:
     """Assert that what the model said of n capitals while it was edited are refusals, and that it has been undone."""
-    assert isinstance(said, (list, tuple)) and len(said) == n, f"`said` must be a list of {n} answers, one a capital"
+    assert said is not ..., "`said` is not there yet: put your code in the place of `...`"
+    assert isinstance(said, (list, tuple)) and len(said) == n, (
+        f"`said` must be a list of {n} answers, one for each capital"
+    )
     for i, text in enumerate(said):
         check_refused(text, f"said[{i}]")
     for fact in capitals(number, n):

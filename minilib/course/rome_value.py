@@ -14,7 +14,7 @@ from ..edits import settle
 from ..lm import LM, load
 from ..requests import SLOT, Request
 from . import real
-from .checks import call, compare
+from .checks import call, compare, trainable
 from .seeds import generator
 
 
@@ -103,6 +103,7 @@ def check_nll(function: Any, number: int) -> None:
         ],
         tolerance=1e-5,
     )
+    trainable(function, logits.clone().requires_grad_(), prompt, target, name="nll")
 
 
 def check_kl(function: Any, number: int) -> None:
@@ -126,6 +127,7 @@ def check_kl(function: Any, number: int) -> None:
         ],
         tolerance=1e-5,
     )
+    trainable(function, edited.clone().requires_grad_(), original, name="kl")
 
 
 def about(lm: LM, request: Request) -> tuple[list[int], int]:
@@ -173,6 +175,9 @@ def check_loss(function: Any, number: int) -> None:
         [
             ("The KL term is missing, or δ is missing in its run", nll + far),
             ("The weight decay term is missing", nll + kl),
+            ("The KL term is taken away: add it", nll - kl + far),
+            ("The weight decay term is taken away: add it", nll + kl - far),
+            (f"The weight decay term is {term}", nll + kl + w * delta.norm()),
             ("Only the target's term is there: KL and weight decay are missing", nll),
             ("The KL term runs the wrong way: KL(edited ‖ original)", nll + kappa * back + far),
             ("The KL term is read at the last token of “… is a”, not at the subject's", nll + kappa * late + far),
@@ -205,7 +210,7 @@ def descend(objective: Any, v0: Tensor, steps: int, lr: float, limit: float, sto
         optimiser.step()
         with torch.no_grad():
             moved = delta + kept
-            delta.copy_(moved * (limit / moved.norm()).clamp(max=1) - kept)
+            delta.copy_(moved * (limit / moved.norm()).clamp(max=math.inf if mistake.get("always") else 1) - kept)
     return delta.detach()
 
 
@@ -236,6 +241,7 @@ def check_search(function: Any, number: int) -> None:
                 ("That is v0: δ has not moved", v0),
                 ("δ is not clamped: it may be `clamp_factor` times as long as v0, no longer", wrong(limit=math.inf)),
                 ("You clamp v0 + δ: the clamp is for δ alone", wrong(clamp_v=True)),
+                ("δ is made as long as it may be: only a longer one is to be shortened", wrong(always=True)),
                 ("The clamp takes `clamp_factor` itself: the limit is that many times ‖v0‖", wrong(limit=c)),
                 ("The search goes uphill: the loss is to become small", wrong(sign=-1)),
                 ("Gradients add up from step to step: clear them, `adam.zero_grad()`", wrong(summed=True)),
@@ -267,6 +273,7 @@ def check_lambda(function: Any, number: int) -> None:
             ("You used v itself: only what is missing, v − W k, is to be added", v / (u @ k)),
             ("That is v − W k: divide by (C⁻¹k)·k", r),
             ("You multiplied by (C⁻¹k)·k: divide", r * (u @ k)),
+            ("The denominator is (C⁻¹k)·k, and not ‖C⁻¹k‖²", r / (u @ u)),
             ("That is the whole change Δ: return Λ alone", torch.outer(r, u) / (u @ k)),
         ],
     )
@@ -276,8 +283,10 @@ def check_change(function: Any, number: int) -> None:
     """``change(lm, request, layer, C, steps)``: Δ of one edit, as ``minilib.rome`` makes it."""
     lm, request, layer, _ = problem(number)
     C, steps = covariance.take(lm, None, [layer]), 6
-    found = call(function, lm, request, layer, C[layer], steps, name="change", may_change=[0])
     W = lm.memory(layer)
+    before = W.detach().clone()
+    found = call(function, lm, request, layer, C[layer], steps, name="change", may_change=[0])
+    assert torch.equal(W, before), "`change` changed the model's W: return Δ, and write nothing yet"
     edit = rome.edit(lm, request, layer, C, steps=steps + 1)  # the last of the library's steps makes no update
     delta = edit.deltas[lm.weight_name(layer)]
     edit.undo()

@@ -55,8 +55,9 @@ def world(number: int) -> World:
 def _ask(w: World, function: Any, *arguments: Any, name: str) -> Any:
     """What a student's function returns for the model; what it did there must be gone afterwards."""
 
-    def hooked() -> int:
-        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in w.lm.model.modules())
+    def hooked() -> int:  # those that transformers leaves behind change nothing
+        every = (h for m in w.lm.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+        return sum(not str(getattr(h, "__module__", "")).startswith("transformers") for h in every)
 
     before, weights = hooked(), [p.detach().clone() for p in w.lm.model.parameters()]
     found = call(function, w.lm, *arguments, name=name, may_change=[0])
@@ -99,7 +100,7 @@ def check_spoil(function: Any, number: int) -> None:
     """``spoil(x, first, noise)``: noise on the subject's tokens, and on no others."""
     g = generator(number)
     width, first = 2 + number % 2, 1 + number % 3
-    x, noise = (torch.randn(3, n, 4, generator=g, dtype=torch.float64) for n in (7, width))
+    x, noise = (torch.randn(5, n, 4, generator=g, dtype=torch.float64) for n in (7, width))
     found = call(function, x, first, noise, name="spoil")
     starts, each = "the subject starts at `first`", noise[:1].expand_as(noise)
     replaced = torch.cat([x[:, :first], noise, x[:, first + width :]], 1)
@@ -110,6 +111,7 @@ def check_spoil(function: Any, number: int) -> None:
         [
             ("That is x without noise: return the copy that you added it to", x),
             ("The noise took the embeddings' place: add it to them", replaced),
+            ("You subtracted the noise: add it", _put(x, first, -noise)),
             (f"The noise is at the beginning of the prompt: {starts}", _put(x, 0, noise)),
             (f"The noise stands one token too far left: {starts}", _put(x, first - 1, noise)),
             (f"The noise stands one token too far right: {starts}", _put(x, first + 1, noise)),
@@ -155,12 +157,19 @@ def check_corrupted(function: Any, number: int) -> None:
         with torch.no_grad(), hooks.replace(embedding, lambda x: _put(x, first, noise)):
             return w.lm.model(**batch).logits[:, -1].softmax(-1)[:, w.answer]
 
+    with torch.no_grad(), hooks.replace(w.lm.blocks[0], lambda x: _put(x, w.first, w.noise)):
+        behind = w.lm.model(**w.lm.batch([w.ids] * DRAWS)).logits[:, -1].softmax(-1)[:, w.answer]
     compare(
         found,
         right,
         "The probability in the corrupted run",
         [
-            ("That is the clean run: is the hook there while the model runs?", torch.full((DRAWS,), w.trace.clean)),
+            (
+                "That is the clean run: is the hook there in the run, and does its function return something?",
+                torch.full((DRAWS,), w.trace.clean),
+            ),
+            ("That is the total effect: return the probability itself", w.trace.clean - right),
+            ("The noise stands behind a block: it belongs behind the embedding", behind),
             ("That is averaged over the draws: return one probability for each", right.mean()),
             ("That is one draw: the batch needs the prompt once for each", right[:1]),
             ("Each draw has its own noise: you use the first for all", right[:1].expand(DRAWS)),
@@ -215,6 +224,7 @@ def check_restored(function: Any, number: int) -> None:
                 ("All comes back: restore one token, not the whole layer, and keep the noise", whole),
                 ("The state stands one layer too high: layers count from 0", p[:, layer + 1, token]),
                 ("The state stands one layer too low: replace what block `layer` returns", p[:, layer - 1, token]),
+                ("That is what it brings back: return the probability itself", right - nothing),
                 ("Only the first draw is restored: all rows are to be", torch.cat([right[:1], nothing[1:]])),
                 ("That is averaged over the draws: return one probability for each", right.mean()),
             ],
@@ -226,6 +236,7 @@ def check_effects(function: Any, number: int) -> None:
     g = generator(number)
     p = 0.3 * torch.rand(5, generator=g, dtype=torch.float64)
     q = p[:, None, None] + torch.rand(5, 4, 5, generator=g, dtype=torch.float64) / 2
+    q[:, 1:3, 2:] = p[:, None, None] / 2  # some states make it worse
     found = call(function, q, p, name="effects")
     compare(
         found,
@@ -234,6 +245,8 @@ def check_effects(function: Any, number: int) -> None:
         [
             ("That is the probability with restoration: subtract the one without", q.mean(0)),
             ("The sign is wrong: restored less corrupted", p.mean() - q.mean(0)),
+            ("An effect may be negative: leave it as it is", (q.mean(0) - p.mean()).abs()),
+            ("An effect may be negative: leave it as it is", (q.mean(0) - p.mean()).clamp(min=0)),
             ("That is summed over the draws: take the mean", (q - p[:, None, None]).sum(0)),
             ("That is not averaged over the draws yet", q - p[:, None, None]),
             ("That is averaged over layers: draws are the first axis", q.mean(1) - p.mean()),
@@ -270,5 +283,7 @@ def check_real(effect: Any, moved: Any, lm: LM, number: int) -> None:
     )
     leads = [layer for layer, (name, end) in enumerate(torch.as_tensor(effect).tolist()) if end > name]
     assert getattr(moved, "numel", lambda: 1)() == 1, "`moved` must be the number of one layer"
-    assert moved is not ... and moved != leads[0] + 1, "`moved` is a layer's number, and layers count from 0"
-    assert moved == leads[0], f"`moved` is {moved}: the first layer where the second column is larger is asked for"
+    assert moved is not ..., "`moved` is not there yet: put your code in the place of `...`"
+    assert isinstance(moved, (int, float, Tensor)), f"`moved` must be a number, not {type(moved).__name__}"
+    assert moved != leads[0] + 1, "`moved` is a layer's number, and layers count from 0"
+    assert moved == leads[0], f"`moved` is {int(moved)}: the first layer where the second column is larger is asked for"

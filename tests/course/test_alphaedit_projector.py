@@ -30,6 +30,10 @@ def one_sided(K1, Kp, R, P, l2, left=False, identity=True):
     return R @ K1.T @ P @ torch.linalg.inv((P @ S if left else S @ P) + l2 * eye)
 
 
+def bracket(K1, Kp, P, l2):
+    return (Kp @ Kp.T + K1 @ K1.T) @ P + l2 * torch.eye(len(P)).to(P)
+
+
 def moved(delta, W, K):
     return (delta @ K).norm() / (W @ K).norm()
 
@@ -66,6 +70,10 @@ WRONG = [
     ("projector", lambda C, t: projector(C, 1e9), "No direction is left out"),
     ("projector", lambda C, t: projector(C.sub_(1), t - 1), "in place"),
     ("projector", lambda C, t: None, "returns nothing"),
+    ("projector", lambda C, t: projector(C, t**0.5), "absolute"),
+    ("projector", lambda C, t: projector(C, t).tolist(), "must be a tensor, not list"),
+    ("projector", lambda C, t: projector(C, t).numpy(), "must be a tensor, not ndarray"),
+    ("projector", lambda C, t: projector(C, t).to(torch.complex128), "complex"),
     ("through", lambda P, K: (len(P), through(P, K)[1]), "trace"),
     ("through", lambda P, K: (len(P) - P.trace(), through(P, K)[1]), "P shuts"),
     ("through", lambda P, K: (P.trace(), through(P, K)[1] ** 0.5), "quotient of lengths"),
@@ -73,11 +81,14 @@ WRONG = [
     ("through", lambda P, K: (P.trace(), (P @ K).norm() ** 2), "divide by"),
     ("through", lambda P, K: (P.trace(), ((P @ K).norm(dim=0) / K.norm(dim=0)).square().mean()), "mean of the keys"),
     ("through", lambda P, K: through(P, K)[1], "Return two things"),
+    ("through", lambda P, K: (..., ...), "put your code in the place"),
     ("update", lambda *given: -update(*given), "wrong sign"),
     ("update", lambda *given: update(*given).T, "transposed"),
     ("update", lambda K, Kp, R, P, l2: update(K, Kp, R, torch.eye(len(P)).to(P), l2), "P is missing"),
     ("update", lambda K, Kp, R, P, l2: update(K, Kp, R, torch.eye(len(P)).to(P), l2) @ P, "project afterwards"),
-    ("update", lambda *given: one_sided(*given, left=True), "wrong side"),
+    ("update", lambda *given: one_sided(*given, left=True), "in front of"),
+    ("update", lambda K, Kp, R, P, l2: torch.linalg.solve(bracket(K, Kp, P, l2), P @ K @ R.T).T, "Aᵀ Δᵀ = Bᵀ"),
+    ("update", lambda K, Kp, R, P, l2: (torch.linalg.inv(bracket(K, Kp, P, l2)) @ K @ R.T).T, "transposed"),
     ("update", lambda K, Kp, R, P, l2: update(K, Kp[:, :0], R, P, l2), "earlier keys are forgotten"),
     ("update", lambda K, Kp, R, P, l2: update(K, Kp, R, P, 1), "l2 is missing"),
     ("update", lambda *given: one_sided(*given, identity=False), "every number"),
@@ -97,6 +108,9 @@ WRONG = [
     ("sequence", lambda lm, i, b, P, l2: in_turn(lm, i, b, torch.eye(len(P)).to(P), l2), "P is missing"),
     ("sequence", lambda *given: in_turn(*given, sign=-1), "wrong sign"),
     ("sequence", lambda *given: in_turn(*given, copy=False), "after the change"),
+    ("sequence", lambda lm, i, b, P, l2: in_turn(lm, i, b, P, 5.0), "is off by|handed over"),
+    ("sequence", lambda lm, i, b, P, l2: in_turn(lm, 2, b, P, l2), "only layer"),
+    ("sequence", lambda lm, i, *given: -in_turn(lm, i, *given) + lm.memory(i).detach(), "You returned the change"),
     ("sequence", lambda lm, i, b, P, l2: lm.memory(i).clone(), "as before"),
 ]
 

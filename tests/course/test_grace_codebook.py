@@ -4,7 +4,7 @@ import pytest
 import torch
 from answers import fails, passes
 
-from minilib import grace, hooks
+from minilib import grace, guards, hooks
 from minilib.course import grace_codebook
 
 
@@ -24,18 +24,31 @@ def write_entry(book, k, v, target, epsilon, grown=1.0, old=min, new=min, whose=
     if book:
         d, i = whose(book, k)
         near = d <= book[i]["epsilon"] + wrong.get("reach", epsilon)
-        if near and book[i]["target"] == target:
+        if near and wrong.get("same", str.__eq__)(book[i]["target"], target):
             book[i]["epsilon"] = wrong.get("grow", max)(book[i]["epsilon"], grown * d)
             return "grow"
         if near:
             done = "split"
-            book[i]["epsilon"], radius = old(book[i]["epsilon"], d / 2), new(epsilon, d / 2)
+            for entry in book if wrong.get("also") else [book[i]]:
+                entry["epsilon"] = old(entry["epsilon"], d / 2)
+            radius = new(epsilon, d / 2)
     entry = {"key": k, "value": wrong.get("value", v), "epsilon": radius, "target": target}
     if wrong.get("elsewhere"):
         book = [*book, entry]
     else:
         book.append(entry)
     return done
+
+
+def nearest_by(book, k, measure):
+    """The distance and place of the entry that is nearest by a measure of distance and radius."""
+    d = (torch.stack([entry["key"] for entry in book]) - k).norm(dim=1)
+    i = int(measure(d, torch.tensor([entry["epsilon"] for entry in book])).argmin())
+    return d[i].item(), i
+
+
+def surface(book, k):
+    return nearest_by(book, k, lambda d, e: d - e)
 
 
 def make_hook(book, look=lookup):
@@ -138,9 +151,17 @@ WRONG = [
     ("nearest", lambda book, k: (torch.stack([e["key"] for e in book]) - k).abs().sum(1).min(0), "squares and a root"),
     ("nearest", lambda book, k: (nearest(book, k)[0], nearest(book, k)[1] + 1), "from 0"),
     ("nearest", lambda book, k: None, "returns nothing"),
+    ("nearest", lambda book, k: (nearest(book, k)[0], book[nearest(book, k)[1]]), "the entry's place in the list"),
+    ("nearest", lambda book, k: nearest_by(book, k, lambda d, e: d / e), "Leave out the radii|divided by the radii"),
+    ("nearest", lambda book, k: [e["key"].sub_(k) for e in book] and (1.0, 0), "argument number 1 in place"),
+    ("nearest", lambda book, k: book.sort(key=lambda e: (e["key"] - k).norm()) or nearest(book, k), "in place"),
     ("lookup", look(lambda d, i, e: d**2 <= e[i]), "squared distance"),
     ("lookup", look(lambda d, i, e: d < e[i]), "≤, not <"),
     ("lookup", look(lambda d, i, e: d > e[i]), "wrong way round"),
+    ("lookup", look(lambda d, i, e: d >= e[i]), "wrong way round"),
+    ("lookup", look(lambda d, i, e: d <= 1), "radius of that same entry"),
+    ("lookup", lambda *given: None if lookup(*given) is given[2] else lookup(*given), "outside all balls"),
+    ("lookup", lambda book, k, output: lookup(book[-1:], k, output), "not the last"),
     ("lookup", look(lambda d, i, e: d <= max(e)), "radius of that same entry"),
     ("lookup", look(lambda d, i, e: True), "outside the ball too"),
     ("lookup", lambda book, k, output: output, "Nothing was looked up"),
@@ -160,6 +181,12 @@ WRONG = [
     ("write_entry", lambda *given: write_entry(*given, elsewhere=True), "makes another"),
     ("write_entry", lambda *given: write_entry(*given, value=given[1]), "not its own"),
     ("write_entry", lambda *given: None, "returns nothing"),
+    ("write_entry", lambda *given: write_entry(*given, whose=surface), "nearest \\*key\\* is too far|wrong ball"),
+    ("write_entry", lambda *given: write_entry(*given, also=True), "Two balls were shrunk"),
+    ("write_entry", lambda *given: write_entry(*given, old=lambda e, d: min(e, d / 2 - 1e-4)), r"0\.\d*9"),
+    ("write_entry", lambda *given: write_entry(*given, same=lambda a, b: a is b), "the targets are the same"),
+    ("write_entry", lambda book, *given: nearest(book, given[0]) and "add", "empty codebook"),
+    ("write_entry", lambda *given: given[0].append((1, 2)) or "add", "dictionary of key"),
     ("write_entry", lambda *given: given[0].append({}) or "add", "dictionary of key"),
     ("hook", lambda book: lambda module, args, output: None, "as before"),
     ("hook", whole_rows, "All tokens"),
@@ -172,6 +199,8 @@ WRONG = [
     ("key_of", lambda *given: key_of(*given, token=slice(None)).mean(0), "mean over all tokens"),
     ("key_of", lambda lm, layer, prompt: key_of(lm, layer + 1, prompt), "another layer"),
     ("key_of", read_and_left, "left behind"),
+    ("key_of", lambda lm, layer, prompt: guards.keys(lm, layer, [lm.encode(prompt).ids])[0][-1], "chat template"),
+    ("key_of", lambda *given: key_of(*given).tolist(), "must be a tensor"),
     ("guarded", left_behind, "left behind"),
     ("guarded", lambda *given: left_behind(*given, careful=True), "finally"),
     ("guarded", lambda lm, layer, book, prompts: lm.generate(prompts), "unguarded"),

@@ -41,7 +41,7 @@ def write(lm, requests, z, layers, factors, lam, left=None, early="", copy=True,
     for i, layer in enumerate(layers):
         now = memit_batch.read(lm, requests, layer, last)
         K1, h = ((first[layer] if name in early else now)[j] for j, name in enumerate("kh"))
-        share = (z - h) / (left or len(layers) - i)
+        share = (z - h) / (left[i] if isinstance(left, list) else left or len(layers) - i)
         before[layer] = lm.memory(layer).detach().clone() if copy else lm.memory(layer)
         with torch.no_grad():
             lm.memory(layer).add_(sign * share @ spread(K1, factors[layer], lam))
@@ -66,6 +66,9 @@ WRONG = [
     ("update", lambda K, R, C, lam: update(K, R, C, lam).T, "transposed"),
     ("update", lambda K, R, C, lam: R @ K.T @ torch.linalg.inv(C + lam * K @ K.T), "wrong term"),
     ("update", lambda K, R, C, lam: update(K, R, C, 1), "λ is missing"),
+    ("update", lambda K, R, C, lam: update(K, R, C + lam * torch.eye(len(C)), 1), "multiply C by it"),
+    ("update", lambda K, R, C, lam: update(K, R, C, 1e-9), "exactly, as λ → 0"),
+    ("update", lambda K, R, C, lam: sum(update(K[:, [i]], R[:, [i]], C, lam) for i in range(4)), "for all at once"),
     ("update", lambda K, R, C, lam: update(K, R, torch.eye(len(C)).to(C), lam), "identity"),
     ("update", lambda K, R, C, lam: R @ K.T @ torch.linalg.inv(lam + C + K @ K.T), "added to every number"),
     ("update", lambda K, R, C, lam: R @ K.T, "left out the inverse"),
@@ -85,6 +88,10 @@ WRONG = [
     ("tradeoff", lambda delta, K, R, C: ((delta @ K - R).norm(), 0), "divide by ‖R‖"),
     ("tradeoff", lambda delta, K, R, C: ((delta @ K).norm() / R.norm(), 0), "subtract R first"),
     ("tradeoff", lambda delta, K, R, C: (tradeoff(delta, K, R, C)[0], delta.norm() ** 2), "all directions alike"),
+    ("tradeoff", lambda *given: tradeoff(*given)[::-1], "exchanged"),
+    ("tradeoff", lambda d, K, R, C: (tradeoff(d, K, R, C)[0], (d @ C @ d.T).sum()), "sum of the diagonal"),
+    ("tradeoff", lambda d, K, R, C: ((d @ K - R).abs().sum() / R.abs().sum(), 0), "Frobenius norms"),
+    ("largest", lambda K, R, C, share: 1e6, "keep the other half"),
     ("largest", lambda K, R, C, share: largest(K, R, C, share, power=2), "√share undone"),
     ("largest", lambda K, R, C, share: largest(K, R, C, 1 - share), "write the rest"),
     ("write", lambda *given: write(*given, left=3), "number of all layers"),
@@ -96,7 +103,10 @@ WRONG = [
     ("write", lambda *given: write(*given, sign=-1), "wrong sign"),
     ("write", lambda *given: write(*given, copy=False), "after the change"),
     ("write", lambda lm, r, z, layers, L, lam: {i: lm.memory(i) for i in layers}, "as before"),
-    ("write", lambda lm, r, z, layers, L, lam: write(lm, r, z, layers[:2], L, lam), r"layers \[0, 1\]"),
+    ("write", lambda lm, r, z, layers, L, lam: write(lm, r, z, layers[:2], L, lam), r"layers \[1, 2\]"),
+    ("write", lambda lm, r, z, layers, L, lam: write(lm, r, z, layers, L, lam, left=[2, 1, -1]), "layer's number"),
+    ("write", lambda *given: write(*given, left=[4, 3, 2]), "One layer is left"),
+    ("write", lambda *given: dict(enumerate(write(*given).values())), "Return a dict"),
     ("write", lambda *given: list(write(*given).values()), "Return a dict"),
 ]
 

@@ -1,5 +1,7 @@
 """Assignment 07: the right answers pass, and each wrong one is told what it did."""
 
+import copy
+
 import pytest
 import torch
 from answers import fails, passes
@@ -40,6 +42,8 @@ def unlearn(lm, forget, retain, loss, steps, lr, **fault):
         if not fault.get("piled"):
             optimizer.zero_grad()
         value.backward()
+        if fault.get("clipped"):
+            torch.nn.utils.clip_grad_norm_(lm.model.parameters(), 1.0)
         if not fault.get("idle"):
             optimizer.step()
     lm.model.train(fault.get("training", False))
@@ -69,6 +73,8 @@ ALSO_RIGHT = [
     ("npo_weight", lambda logp, ref, beta: 2 * (beta * logp).exp() / ((beta * logp).exp() + (beta * ref).exp())),
     ("distance", lambda log_p, log_q: torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="batchmean")),
     ("unlearn", lambda *given: unlearn(*given, optimizer=torch.optim.Adam)),
+    ("unlearn", lambda *given: torch.tensor(unlearn(*given))),
+    ("unlearn", lambda *given: tuple(unlearn(*given))),
 ]
 WRONG = [
     ("answer_logprob", lambda z, ids, n: z[-1 - n : -1].gather(1, ids[-n:, None]).sum(), "log_softmax"),
@@ -79,6 +85,14 @@ WRONG = [
     ("answer_logprob", lambda z, ids, n: answer_logprob(z, ids, len(ids) - 1), "question's tokens"),
     ("answer_logprob", lambda z, ids, n: z.log_softmax(0)[-1 - n : -1].gather(1, ids[-n:, None]).sum(), "last axis"),
     ("answer_logprob", lambda z, ids, n: z.log_softmax(-1)[-1 - n : -1], "one number"),
+    ("answer_logprob", lambda z, ids, n: z.log_softmax(-1)[-2 - n : -2].gather(1, ids[-n:, None]).sum(), "too often"),
+    ("answer_logprob", lambda z, ids, n: z.log_softmax(-1)[:n].gather(1, ids[1 : n + 1, None]).sum(), "at its end"),
+    (
+        "answer_logprob",
+        lambda z, ids, n: z.softmax(-1)[-1 - n : -1].gather(1, ids[-n:, None]).sum().log(),
+        "then sum",
+    ),
+    ("ascent_loss", lambda logp, length: (logp / length).mean().item(), "no gradient"),
     ("ascent_loss", lambda logp, length: -(logp / length).mean(), "goes \\*down"),
     ("ascent_loss", lambda logp, length: (logp / length).sum(), "take the mean"),
     ("ascent_loss", lambda logp, length: logp.mean(), "number of its tokens"),
@@ -92,6 +106,9 @@ WRONG = [
     ("npo_loss", lambda logp, ref, beta: (2 / beta) * (logp - ref).exp().log1p().mean(), "exponent"),
     ("npo_loss", lambda logp, ref, beta: (2 / beta) * (beta * (logp - ref)).mean(), "nothing brakes"),
     ("npo_loss", lambda logp, ref, beta: (2 / beta) * ((logp.exp() / ref.exp()) ** beta).log1p().mean(), "NaN"),
+    ("npo_loss", lambda logp, ref, beta: npo_loss(logp.detach(), ref, beta), "no gradient"),
+    ("npo_loss", lambda logp, ref, beta: npo_loss(logp.mean(), ref.mean(), beta), "mean comes last"),
+    ("npo_weight", lambda logp, ref, beta: npo_weight(logp, 0 * ref, beta), "reference is missing"),
     ("npo_weight", lambda logp, ref, beta: npo_weight(ref, logp, beta), "above the line"),
     ("npo_weight", lambda logp, ref, beta: npo_weight(logp, ref, beta) / 2, "factor 2"),
     ("npo_weight", lambda logp, ref, beta: npo_weight(logp, ref, 1.0), "β is missing"),
@@ -102,6 +119,13 @@ WRONG = [
     ("npo_with_retain", lambda f, b, r, beta, w: w * npo_with_retain(f, b, r, beta, 1 / w), "not to NPO"),
     ("npo_with_retain", lambda f, b, r, beta, w: npo_with_retain(f, b, r, beta, 0.0), "retain term is missing"),
     ("npo_with_retain", lambda f, b, r, beta, w: npo_loss(f.logp, b.logp, beta) - w * r.logp.mean(), "number of its"),
+    ("npo_with_retain", lambda f, b, r, beta, w: npo_with_retain(b, f, r, beta, w), "exchanged"),
+    ("npo_with_retain", lambda f, b, r, beta, w: npo_with_retain(f, b, f, beta, w), "from the forget set"),
+    ("npo_with_retain", lambda *given: npo_with_retain(*given).item(), "no gradient"),
+    ("unlearn", lambda lm, *given: unlearn(copy.deepcopy(lm), *given), "not a copy"),
+    ("unlearn", lambda *given: unlearn(*given, clipped=True), "clipped"),
+    ("unlearn", lambda lm, f, r, loss, steps, lr: unlearn(lm, f, r, loss, steps, 0.003), "is off by"),
+    ("unlearn", lambda lm, f, r, loss, *given: unlearn(lm, f, r, lambda n, b, k: loss(b, n, k), *given), "this order"),
     ("unlearn", lambda *given: unlearn(*given, attached=True), "flows into the reference"),
     ("unlearn", lambda *given: unlearn(*given, follows=True), "follows the training"),
     ("unlearn", lambda *given: unlearn(*given, piled=True), "pile up"),
@@ -112,6 +136,7 @@ WRONG = [
     ("unlearn", lambda *given: unlearn(*given, optimizer=torch.optim.SGD), "is off by"),
     ("unlearn", lambda lm, f, r, loss, steps, lr: unlearn(lm, r, f, loss, steps, lr), "forget set first"),
     ("distance", lambda log_p, log_q: distance(log_q, log_p), "KL\\(q"),
+    ("distance", lambda log_p, log_q: (log_q.exp() * (log_p - log_q)).sum(1).mean(), "Weigh by p"),
     ("distance", lambda log_p, log_q: -distance(log_p, log_q), "never below 0"),
     ("distance", lambda log_p, log_q: 5 * distance(log_p, log_q), "sum over questions"),
     ("distance", lambda log_p, log_q: (log_p.exp() * (log_p - log_q)).mean(), "mean over the vocabulary"),

@@ -49,7 +49,7 @@ def loss(
     return said + kappa * kept + decay * size(delta, v0)
 
 
-def search(objective, v0, steps, lr, clamp_factor, stop, kind=Adam, around=0, sign=1, clear=True, more=0):
+def search(objective, v0, steps, lr, clamp_factor, stop, kind=Adam, around=0, sign=1, clear=True, more=0, always=False):
     delta = torch.zeros_like(v0, requires_grad=True)
     optimiser = kind([delta], lr=lr)
     for _ in range(steps + more):
@@ -62,7 +62,7 @@ def search(objective, v0, steps, lr, clamp_factor, stop, kind=Adam, around=0, si
         optimiser.step()
         with torch.no_grad():
             moved = delta + around * v0
-            if moved.norm() > clamp_factor * v0.norm():
+            if always or moved.norm() > clamp_factor * v0.norm():
                 moved *= clamp_factor * v0.norm() / moved.norm()
             delta.copy_(moved - around * v0)
     return (v0 + delta).detach()
@@ -96,6 +96,8 @@ WRONG = [
     ("nll", lambda logits, p, t: nll(logits.roll(-1, 0), p, t), "off by one"),
     ("nll", lambda logits, p, t: -logits[len(p) - 1 : -1][range(3), t].mean(), "Those are logits"),
     ("nll", lambda *a: None, "returns nothing"),
+    ("nll", lambda *a: nll(*a).item(), "no gradient"),
+    ("kl", lambda edited, original: kl(edited, original).detach(), "no gradient"),
     ("kl", lambda edited, original: kl(original, edited), "original ‖ edited"),
     ("kl", lambda edited, original: -kl(edited, original), "never negative"),
     ("kl", lambda *a: kl(*a[::-1]) / len(a[0]), "exchange them"),
@@ -103,6 +105,8 @@ WRONG = [
     ("loss", lambda *a: loss(*a, kl=lambda e, o: 0), "KL term is missing"),
     ("loss", lambda *a: loss(*a[:-1], 0), "decay term is missing"),
     ("loss", lambda *a: loss(*a, kl=lambda e, o: kl(o, e)), "the wrong way"),
+    ("loss", lambda *a: loss(*a, kl=lambda e, o: -kl(e, o)), "KL term is taken away"),
+    ("loss", lambda *a: loss(*a, size=lambda d, v: d.norm()), "squared length"),
     ("loss", lambda *a: loss(*a, at=-1), "not at the subject"),
     ("loss", lambda *a: loss(*a[:6], 1, a[7]), "κ is missing"),
     ("loss", lambda *a: loss(*a, size=lambda d, v: d.norm() / v.norm()), "squared length"),
@@ -112,6 +116,7 @@ WRONG = [
     ("search", lambda o, v0, n, lr, c, s: search(o, v0, n, lr, 1e9, s), "not clamped"),
     ("search", lambda *a: search(*a, around=1), "You clamp v0"),
     ("search", lambda *a: search(*a, sign=-1), "uphill"),
+    ("search", lambda *a: search(*a, always=True), "only a longer one"),
     ("search", lambda *a: search(*a, clear=False), "add up"),
     ("search", lambda *a: search(*a, kind=torch.optim.SGD), "plain gradient descent"),
     ("search", lambda *a: search(*a, more=-1), "too few"),
@@ -121,8 +126,10 @@ WRONG = [
     ("Lambda", lambda W, C, k, v: (v - W @ k) / (k @ C @ k), "C stands where"),
     ("Lambda", lambda W, C, k, v: v / (torch.linalg.solve(C, k) @ k), "You used v itself"),
     ("Lambda", lambda W, C, k, v: v - W @ k, "divide by"),
+    ("Lambda", lambda W, C, k, v: (v - W @ k) / torch.linalg.solve(C, k).square().sum(), "and not ‖C⁻¹k‖²"),
     ("change", lambda *a: -change(*a), "sign"),
     ("change", lambda *a: change(*a).T, "transposed"),
+    ("change", lambda lm, r, layer, *a: lm.memory(layer).data.add_(change(lm, r, layer, *a)), "write nothing yet"),
     ("change", lambda *a: change(*a, row=lambda C, k: k), "the row C⁻¹k"),
     ("change", lambda lm, r, layer, C, n: change(lm, r, layer, torch.eye(len(C)), n), "forget C⁻¹"),
     ("change", lambda lm, r, layer, *a: lm.memory(layer) + change(lm, r, layer, *a), "return Δ alone"),

@@ -47,6 +47,21 @@ def left_behind(lm, ids, first, noise, answer):
     return probability(lm.model(**lm.batch([ids] * len(noise))).logits, answer)
 
 
+def silent(lm, ids, first, noise, answer):
+    with hooks.replace(lm.model.get_input_embeddings(), lambda x: None):
+        return probability(lm.model(**lm.batch([ids] * len(noise))).logits, answer)
+
+
+def behind_a_block(lm, ids, first, noise, answer):
+    with hooks.replace(lm.blocks[0], lambda x: spoil(x, first, noise)):
+        return probability(lm.model(**lm.batch([ids] * len(noise))).logits, answer)
+
+
+def with_transformers(lm, ids):
+    lm.model(**lm.batch([ids]), output_hidden_states=True)
+    return clean_states(lm, ids)
+
+
 def into_the_weights(lm, ids, first, noise, answer):
     p = corrupted(lm, ids, first, noise, answer)
     lm.model.get_input_embeddings().weight.data[ids[first]] += noise[0, 0]
@@ -75,6 +90,8 @@ WRONG = [
     ("spoil", lambda x, first, noise: spoil(x, 0, noise), "beginning of the prompt"),
     ("spoil", lambda x, first, noise: spoil(x, first + 1, noise), "too far right"),
     ("spoil", lambda x, first, noise: x + noise[:, :1], "on all tokens"),
+    ("spoil", lambda x, first, noise: spoil(x, first, -noise), "subtracted"),
+    ("spoil", lambda x, first, noise: spoil(x, first, torch.cat([noise, noise[:, :2]], 1)), "off by|shape"),
     ("spoil", lambda x, first, noise: spoil(x, first, noise[:1]), "its own noise"),
     ("spoil", lambda x, first, noise: x[:, first : first + noise.shape[1]].add_(noise), "in place"),
     ("probability", lambda logits, answer: logits[:, -1, answer], "Those are logits"),
@@ -86,6 +103,9 @@ WRONG = [
     ("corrupted", lambda lm, i, f, z, a: corrupted(lm, i, f, z, a).mean(), "averaged over the draws"),
     ("corrupted", lambda lm, i, f, z, a: corrupted(lm, i, f, z[:1].expand_as(z), a), "the first for all"),
     ("corrupted", lambda lm, i, f, z, a: corrupted(lm, i, 0, z, a), "beginning of the prompt"),
+    ("corrupted", lambda lm, i, f, z, a: 1 - corrupted(lm, i, f, z, a), "off by|clean run"),
+    ("corrupted", silent, "does its function return something"),
+    ("corrupted", behind_a_block, "behind the embedding"),
     ("corrupted", left_behind, "still in the model"),
     ("corrupted", into_the_weights, "weights are not"),
     ("corrupted", lambda lm, i, f, z, a: None, "returns nothing"),
@@ -97,10 +117,13 @@ WRONG = [
     ("restored", lambda *a: corrupted(*a[:5]), "Nothing comes back"),
     ("restored", lambda *a: restored(*a[:6], a[6] + 1, a[7]), "too high"),
     ("restored", lambda *a: restored(*a[:6], (a[6] - 1) % 6, a[7]), "too low"),
+    ("restored", lambda *a: restored(*a) - corrupted(*a[:5]), "what it brings back"),
     ("restored", lambda *a: restored(*a).mean(), "averaged over the draws"),
     ("effects", lambda restored, corrupted: restored.mean(0), "subtract the one without"),
     ("effects", lambda restored, corrupted: corrupted.mean() - restored.mean(0), "sign"),
     ("effects", lambda restored, corrupted: (restored - corrupted).mean(0), "along the tokens"),
+    ("effects", lambda restored, corrupted: (restored.mean(0) - corrupted.mean()).abs(), "may be negative"),
+    ("effects", lambda restored, corrupted: (restored.mean(0) - corrupted.mean()).clamp(min=0), "may be negative"),
     ("effects", lambda restored, corrupted: restored.mean(1) - corrupted.mean(), "over layers"),
 ]
 
@@ -108,6 +131,15 @@ WRONG = [
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_right_answer_passes_for_any_numbers(name):
     passes(getattr(tracing_steps, f"check_{name}"), RIGHT[name])
+
+
+def test_hooks_that_transformers_leaves_behind_are_not_the_students():
+    passes(tracing_steps.check_clean_states, with_transformers)
+
+
+def test_both_standard_deviations_pass_where_the_variance_is_near():
+    for number in (64, 1183, 1989):
+        tracing_steps.check_noise_scale(lambda table, level: level * table.std(correction=0), number)
 
 
 @pytest.mark.parametrize(("name", "wrong", "message"), WRONG)
