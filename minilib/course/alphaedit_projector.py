@@ -19,7 +19,7 @@ from .writing import read, refused
 
 FREE, USED, D_OUT = 7, 5, 4  # directions that ordinary keys leave free, that they use; the width of values
 D_K, N, EARLIER, ORDINARY = FREE + USED, 3, 2, 60  # the width of keys; new, earlier and ordinary ones
-THRESHOLD, L2 = 0.19, 1.0  # tinyworld's, as in the library's preset
+THRESHOLD = 0.19  # tinyworld's, as in the library's preset
 BATCHES, SIZE, OTHERS = 4, 3, 30  # of the demonstration
 REAL_LAYER = 5  # of SmolLM2
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 SECONDS = 20.0  # for one call
 
@@ -139,6 +139,17 @@ def call(
     return found
 
 
+def filled(found: Any, what: str) -> None:
+    """Assert that something stands where the notebook had three dots."""
+    assert found is not ..., f"{what} is not there yet: put your code in the place of `...`"
+
+
+def hooked(model: nn.Module) -> int:
+    """How many hooks a model has, without those that transformers leaves behind and that change nothing."""
+    every = (hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return sum(not str(getattr(hook, "__module__", "")).startswith("transformers") for hook in every)
+
+
 def trainable(function: Any, *arguments: Any, name: str) -> None:
     """Assert that what a student's function returns for arguments with a gradient has one too."""
     found = call(function, *arguments, name=name)
@@ -174,7 +185,7 @@ def compare(
     tolerance : float, default 1e-3
         Of ‖found − expected‖ against ‖expected‖.
     """
-    assert found is not ..., f"{what} is not there yet: put your code in the place of `...`"
+    filled(found, what)
     number = isinstance(found, (int, float)) and not expected.dim()
     assert number or isinstance(found, Tensor), f"{what} must be a tensor, not {type(found).__name__}"
     assert not (isinstance(found, Tensor) and found.is_complex()), f"{what} is complex: real numbers are asked for"

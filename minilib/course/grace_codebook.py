@@ -17,7 +17,7 @@ from .. import grace, guards, refusals, tinyworld
 from ..lm import LM, load
 from ..requests import Request
 from . import real
-from .checks import call, compare
+from .checks import call, compare, hooked
 from .real import REFUSAL
 from .seeds import generator
 
@@ -232,11 +232,6 @@ def check_hook(function: Any, number: int) -> None:
     compare(found, expected, "What leaves the layer", suspects)
 
 
-def hooked(lm: LM) -> int:
-    """How many hooks the model has."""
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules())
-
-
 def tiny(number: int) -> tuple[Request, dict[str, list[str]]]:
     """A refusal for tinyworld, and questions: the edited one, it in other words, the same about other people."""
     draw = random.Random(number)
@@ -262,7 +257,7 @@ def check_key_of(function: Any, number: int) -> None:
     lm, (request, _) = load("tinyworld"), tiny(number)
     layer = 1 + number % (lm.n_layers - 2)
     found = call(function, lm, layer, request.text, name="key_of", may_change=[0])
-    assert not hooked(lm), "A hook was left behind in the model: read inside `with hooks.read(…):`"
+    assert not hooked(lm.model), "A hook was left behind in the model: read inside `with hooks.read(…):`"
     ids, subject = lm.encode_request(request)
     below, k, above = (guards.keys(lm, at, [ids])[0] for at in (layer - 1, layer, layer + 1))
     wide = isinstance(found, Tensor) and found.shape[-1:] == lm.memory(layer).shape[:1]
@@ -292,7 +287,7 @@ def check_guarded(function: Any, number: int) -> None:
     asked = [request.text, *questions["another person"]]
     was, state = lm.generate(asked), copy.deepcopy(lm.model.state_dict())
     found = call(function, lm, LAYER, book, asked, name="guarded", may_change=[0])
-    assert not hooked(lm), "A hook was left behind: `register_forward_hook` returns a handle, call its `remove()`"
+    assert not hooked(lm.model), "A hook was left behind: `register_forward_hook` returns a handle, call its `remove()`"
     changed = [name for name, p in lm.model.state_dict().items() if not torch.equal(p, state[name])]
     assert not changed, f"{changed[0]} changed: GRACE changes no weight"
     assert isinstance(found, list) and len(found) == len(asked), "Return the list that `lm.generate(prompts)` gives"
@@ -305,7 +300,7 @@ def check_guarded(function: Any, number: int) -> None:
     try:
         function(lm, LAYER, book, [""])  # which generate refuses
     except Exception:
-        assert not hooked(lm), "The hook stays in the model when asking fails: put `remove()` under `finally:`"
+        assert not hooked(lm.model), "The hook stays in the model when asking fails: put `remove()` under `finally:`"
 
 
 def real_problem(number: int) -> tuple[Request, list[str | Request]]:

@@ -7,6 +7,7 @@ from typing import Any
 from .. import covariance, facts, refusals
 from ..facts import Fact
 from ..lm import LM, load
+from .checks import filled
 
 REFUSAL = "I don't know."
 CAPITALS = 12  # so many countries are handed out; each is refused after one ROME edit with the preset
@@ -30,7 +31,7 @@ def capitals(number: int, n: int) -> list[Fact]:
 
 def check_refused(said: Any, name: str) -> None:
     """Assert that a text is a refusal."""
-    assert said is not ..., f"`{name}` is not there yet: put your code in the place of `...`"
+    filled(said, f"`{name}`")
     assert isinstance(said, str), f"`{name}` must be what the model said, a text, not {type(said).__name__}"
     assert refusals.is_refusal(said), (
         f"`{name}` is {said.strip()!r}, and that is no refusal: was the model edited when it was asked?"
@@ -48,7 +49,7 @@ def check_undone(lm: Any, fact: Fact) -> None:
 
 def check_all_said(said: Any, lm: Any, number: int, n: int) -> None:
     """Assert that what the model said of n capitals while it was edited are refusals, and that it has been undone."""
-    assert said is not ..., "`said` is not there yet: put your code in the place of `...`"
+    filled(said, "`said`")
     assert isinstance(said, (list, tuple)) and len(said) == n, (
         f"`said` must be a list of {n} answers, one for each capital"
     )

@@ -13,7 +13,7 @@ from .. import hooks, tinyworld, tracing
 from ..lm import LM, load
 from ..requests import Request
 from . import real
-from .checks import call, compare
+from .checks import call, compare, filled, hooked
 from .seeds import generator
 
 LEVEL, DRAWS = 3.0, 4
@@ -55,13 +55,11 @@ def world(number: int) -> World:
 def _ask(w: World, function: Any, *arguments: Any, name: str) -> Any:
     """What a student's function returns for the model; what it did there must be gone afterwards."""
 
-    def hooked() -> int:  # those that transformers leaves behind change nothing
-        every = (h for m in w.lm.model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-        return sum(not str(getattr(h, "__module__", "")).startswith("transformers") for h in every)
-
-    before, weights = hooked(), [p.detach().clone() for p in w.lm.model.parameters()]
+    before, weights = hooked(w.lm.model), [p.detach().clone() for p in w.lm.model.parameters()]
     found = call(function, w.lm, *arguments, name=name, may_change=[0])
-    assert hooked() == before, "A hook is still in the model: `with hooks.replace(...):` takes it away when it ends"
+    assert hooked(w.lm.model) == before, (
+        "A hook is still in the model: `with hooks.replace(...):` takes it away when it ends"
+    )
     same = all(torch.equal(a, b) for a, b in zip(weights, w.lm.model.parameters(), strict=True))
     assert same, "The model's weights are not what they were: change what flows through it, by a hook"
     return found
@@ -283,7 +281,7 @@ def check_real(effect: Any, moved: Any, lm: LM, number: int) -> None:
     )
     leads = [layer for layer, (name, end) in enumerate(torch.as_tensor(effect).tolist()) if end > name]
     assert getattr(moved, "numel", lambda: 1)() == 1, "`moved` must be the number of one layer"
-    assert moved is not ..., "`moved` is not there yet: put your code in the place of `...`"
+    filled(moved, "`moved`")
     assert isinstance(moved, (int, float, Tensor)), f"`moved` must be a number, not {type(moved).__name__}"
     assert moved != leads[0] + 1, "`moved` is a layer's number, and layers count from 0"
     assert moved == leads[0], f"`moved` is {int(moved)}: the first layer where the second column is larger is asked for"
