@@ -137,3 +137,15 @@ def test_what_was_said_must_be_three_refusals():
         memit_batch.check_said("I don't know.", None, 1)
     with pytest.raises(AssertionError, match=r"said\[1\]"):
         memit_batch.check_said(["I don't know.", "Paris", "I don't know."], None, 1)
+
+
+@pytest.mark.slow
+def test_as_many_refuse_in_the_demonstration_as_its_text_says():
+    model, refused = lm.load("tinyworld"), 0
+    for number in range(20):
+        people, z, factors, _ = memit_batch.tiny_problem(model, number)
+        (before,) = write(model, people, z, [0], factors, 10.0).values()
+        refused += sum(map(refusals.is_refusal, model.generate(people, max_new_tokens=6)))
+        with torch.no_grad():
+            model.memory(0).copy_(before)
+    assert refused > 0.9 * 80
