@@ -289,7 +289,7 @@ def reversal(
 
 @torch.no_grad()
 def singular_gaps(lm: LM) -> list[float]:
-    """For each layer σ₁/σ₂ of its W: where it stands out among the layers, something of rank one was written."""
+    """For each layer σ₁/σ₂ of its W. An edit of rank one raises it, but other layers may have larger ones unedited."""
     values = [torch.linalg.svdvals(lm.memory(layer).double())[:2] for layer in range(lm.n_layers)]
     return [(s[0] / s[1]).item() for s in values]
 

@@ -7,8 +7,8 @@ several runs may write to one file.
 
 Three kinds of knowledge are unlearned. *Pretrained*: what SmolLM2 knows of the world. *Finetuned*: invented authors
 that it was taught. *Exact*: people of ``tinyworld``. For the last two there is an oracle, the model that was never
-told. The settings of each method are the best of three trials (of four on tinyworld), made on facts that are not
-measured here (``--tune``).
+told. The settings of each method are the best of three trials (of four on tinyworld), which forget facts that are not
+forgotten here (``--tune``).
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Job:
     seed : int
         Of the draw of facts, and of the method.
     trial : int, optional
-        For tuning: the number of the setting that is tried, on facts that are not measured elsewhere.
+        For tuning: the number of the setting that is tried, on facts that are forgotten nowhere else.
     """
 
     method: str
