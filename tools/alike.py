@@ -50,8 +50,8 @@ def pairs(files: Mapping[Any, Path], given: Path) -> list[tuple[Hashable, ...]]:
     rows = []
     for a, b in combinations(own, 2):
         shorter = min(len(own[a]), len(own[b]))
-        if a.assignment == b.assignment and a.student != b.student and shorter:
+        if a.assignment == b.assignment and a.name != b.name and shorter:
             share = len(own[a] & own[b]) / shorter
             if share >= LEAST:
-                rows.append((a.assignment, a.student, b.student, round(share, 2)))
+                rows.append((a.assignment, a.name, b.name, round(share, 2)))
     return sorted(rows, key=lambda row: -row[3])

@@ -2,9 +2,9 @@
 
 Run: python tools/grade.py SUBMISSIONS [--seed SECRET] [--names FILE] [--out FOLDER]  (`make grade SUBMISSIONS=folder`)
 
-A submission is a notebook in a folder with the student's name, or a file that begins with it
-(``ada_01_rank_one_update.ipynb``), as course systems pack them. Each runs in a process of its own with limits on time,
-memory and network. Grading again runs what changed and nothing else; whatever one submission does, the others go on.
+Whose a file is, `handed_in.py` finds out. Each submission runs in a process of its own with limits on time, memory and
+network. Grading again runs what changed, and what another run may end otherwise: a time-out is no result to keep.
+Whatever one submission does, the others go on.
 """
 
 import argparse
@@ -17,88 +17,46 @@ import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import alike
 from common import BUILD, ROOT, environment, say
+from handed_in import Submission, submissions
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import escape
 
 from assignments import build, names, numbers, read_names
 
 GRADER = Path(__file__).with_name("grade_one.py")
-MOODLE = re.compile(r"_\d+_assignsubmission.*$")
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A file that a student handed in for an assignment."""
-
-    student: str
-    assignment: str
-    file: Path
-
-
-def found(folder: Path, known: Sequence[str]) -> tuple[list[Submission], list[tuple[Path, str]]]:
-    """The submissions in a folder, the latest of each, and files that belong to none, with the reason."""
-    latest: dict[tuple[str, str], Submission] = {}
-    left: list[tuple[Path, str]] = []
-    for file in sorted(folder.rglob("*"), key=lambda f: (f.stat().st_mtime, f.name)):
-        if not file.is_file() or file.name.startswith(".") or ".ipynb_checkpoints" in file.parts:
-            continue
-        assignment = next((name for name in known if name in file.name), None) or named_inside(file, known)
-        if assignment is None:
-            left.append((file, f"names none of the assignments {', '.join(known)}"))
-            continue
-        inside = file.parent != folder
-        student = MOODLE.sub("", file.parent.name) if inside else re.split(r"_", file.stem)[0]
-        if not inside and file.stem.startswith(assignment):
-            left.append((file, "names no student: put it in a folder with the name, or begin the file's name with it"))
-            continue
-        one = Submission(student.strip(), assignment, file)
-        if earlier := latest.get((one.student, assignment)):
-            left.append((earlier.file, f"{one.file.name} of the same student is later"))
-        latest[one.student, assignment] = one
-    return sorted(latest.values(), key=lambda s: (s.assignment, s.student)), left
-
-
-def named_inside(file: Path, known: Sequence[str]) -> str | None:
-    """The assignment that a notebook's own metadata name."""
-    if file.suffix != ".ipynb":
-        return None
-    with file.open(encoding="utf8", errors="replace") as opened:
-        text = opened.read(50_000_000)
-    name = re.search(r'"assignment_name":\s*"(\w+)"', text)
-    return name[1] if name and name[1] in known else None
-
-
-def key_of(file: Path, archive: Path, values: int | None) -> str:
-    """What a result depends on: the file, the tests with their numbers, and the code that grades."""
-    course = ROOT / "minilib" / "course"
-    with zipfile.ZipFile(archive) as zipped:
-        tests = b"".join(zipped.read(item) for item in zipped.namelist() if item.startswith("tests/"))
-    used = set(re.findall(r"from minilib.course import (\w+)", tests.decode("utf8")))
-    parts = [
-        file,
-        archive,
-        GRADER,
-        *(course / f"{name}.py" for name in sorted({"checks", "guard", "seeds", "real", "writing"} | used)),
-    ]
-    digest = hashlib.sha256(str(values).encode())
-    for part in parts:
-        digest.update(hashlib.sha256(part.read_bytes()).digest())
+def library_digest() -> str:
+    """Of all that checks and submissions run on: the library with its data, the grader, and the packages below them."""
+    files = [*(ROOT / "minilib").rglob("*"), *GRADER.parent.glob("*.py")]
+    digest = hashlib.sha256()
+    for file in sorted(f for f in files if f.is_file() and "__pycache__" not in f.parts):
+        digest.update(file.relative_to(ROOT).as_posix().encode() + hashlib.sha256(file.read_bytes()).digest())
+    for package in ("torch", "transformers", "otter-grader"):
+        digest.update(f"{package} {version(package)}".encode())
     return digest.hexdigest()
 
 
-def graded(one: Submission, archive: Path, values: int | None, out: Path, limits: dict[str, float]) -> dict[str, Any]:
+def key_of(file: Path, archive: Path, values: int | None, limits: dict[str, float], library: str) -> str:
+    """What a result depends on: the submission, the tests with their numbers, the limits, and the code below."""
+    parts = [file.read_bytes(), archive.read_bytes(), json.dumps([values, limits], sort_keys=True).encode()]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts) + library.encode()).hexdigest()
+
+
+def graded(
+    one: Submission, archive: Path, values: int | None, out: Path, limits: dict[str, float], library: str
+) -> dict[str, Any]:
     """The result of one submission, from an earlier run where nothing changed."""
-    kept = out / "results" / one.student / f"{one.assignment}.json"
-    key = key_of(one.file, archive, values)
+    kept = out / "results" / one.name / f"{one.assignment}.json"
+    key = key_of(one.file, archive, values, limits, library)
     if kept.is_file():
         result = json.loads(kept.read_text("utf8"))
         if result.get("key") == key:
@@ -109,7 +67,8 @@ def graded(one: Submission, archive: Path, values: int | None, out: Path, limits
     command = [sys.executable, GRADER, one.file.resolve(), archive.resolve(), fresh.resolve()]
     command += [f"--seconds={limits['seconds']}", f"--memory={limits['memory']}"]
     command += [] if values is None else [f"--values={values}"]
-    result = {"status": "failed", "questions": {}, "written": {}, "score": 0}
+    # Of a run that ends without a result nothing is known: another may end otherwise.
+    result = {"status": "failed", "questions": {}, "written": {}, "score": 0, "final": False}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         start_new_session=True, env={**environment(os.cpu_count() or 1), "PYTHONPATH": ""},
@@ -125,8 +84,10 @@ def graded(one: Submission, archive: Path, values: int | None, out: Path, limits
     finally:
         kill(process)
         fresh.unlink(missing_ok=True)
-    result["key"] = key
-    kept.write_text(json.dumps(result, ensure_ascii=False, indent=1), "utf8")
+    if result["final"]:
+        scratch = kept.with_suffix(".part")
+        scratch.write_text(json.dumps({**result, "key": key}, ensure_ascii=False, indent=1), "utf8")
+        scratch.replace(kept)
     return result
 
 
@@ -142,15 +103,19 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def copied(one: Submission, seed: str | None, students: Sequence[str]) -> str:
-    """Whose notebook a submission is, where its values say that it was made for somebody else."""
-    if not students:
-        return ""
+def to_look_at(one: Submission, some: Sequence[Submission], seed: str | None, students: Sequence[str]) -> str:
+    """What a lecturer has to decide: whose a file is, and whether it was somebody else's."""
+    notes = []
+    others = [s for s in some if (s.assignment, s.student.casefold()) == (one.assignment, one.student.casefold())]
+    if len(others) > 1:
+        notes.append(f"one of {len(others)} files that go by the name {one.student}: which is whose, or the last?")
     text = one.file.read_bytes().decode("utf8", "replace")
     values = re.search(r"VALUES = (\d+)", text)
     made = {numbers(seed, one.assignment, name)[0]: name for name in students}
     owner = made.get(int(values[1])) if values else None
-    return f"made for {owner}" if owner and owner.casefold() != one.student.casefold() else ""
+    if owner and owner != one.student:
+        notes.append(f"made for {owner}")
+    return "; ".join(notes)
 
 
 def write(file: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -182,37 +147,37 @@ def report(results: dict[Submission, dict[str, Any]], notes: dict[Submission, st
     marks = hand_marked(out / "written.csv")
     total = {}
     for one, result in results.items():
-        by_hand = sum(marks.get((one.student, one.assignment, q), 0) for q in result["written"])
+        by_hand = sum(marks.get((one.name, one.assignment, q), 0) for q in result["written"])
         total[one] = round(result["score"] + by_hand, 2)
     write(
         out / "marks.csv",
         ["student", "assignment", "points", "of the tests", "status", "reason", "look at"],
         (
-            [s.student, s.assignment, total[s], r["score"], r["status"], r["reason"], notes.get(s, "")]
+            [s.name, s.assignment, total[s], r["score"], r["status"], r["reason"], notes.get(s, "")]
             for s, r in results.items()
         ),
     )
     write(
         out / "questions.csv",
         ["student", "assignment", "question", "points", "possible", "what was said"],
-        ([s.student, s.assignment, q, a["score"], a["possible"], " | ".join(a["messages"])]
+        ([s.name, s.assignment, q, a["score"], a["possible"], " | ".join(a["messages"])]
          for s, r in results.items() for q, a in r["questions"].items()),
     )  # fmt: skip
     write(
         out / "written.csv",
         ["student", "assignment", "question", "points", "answer"],
-        ([s.student, s.assignment, q, marks.get((s.student, s.assignment, q), ""), text]
+        ([s.name, s.assignment, q, marks.get((s.name, s.assignment, q), ""), text]
          for s, r in results.items() for q, text in r["written"].items()),
     )  # fmt: skip
     assignments = sorted({s.assignment for s in results})
-    students = sorted({s.student for s in results})
-    points = {(s.student, s.assignment): total[s] for s in results}
+    students = sorted({s.name for s in results})
+    points = {(s.name, s.assignment): total[s] for s in results}
     table = [[name, *(points.get((name, a), "") for a in assignments)] for name in students]
     write(out / "canvas.csv", ["Student", "ID", "SIS User ID", "SIS Login ID", "Section", *assignments],
           ([name, "", "", name, "", *row] for name, *row in table))  # fmt: skip
     write(out / "moodle.csv", ["Username", *assignments], table)
     best = sorted(((s, r["board"]) for s, r in results.items() if r.get("board")), key=lambda row: -row[1]["score"])
-    board = [[place, s.student, b["score"], b["forgotten"], b["kept"]] for place, (s, b) in enumerate(best, 1)]
+    board = [[place, s.name, b["score"], b["forgotten"], b["kept"]] for place, (s, b) in enumerate(best, 1)]
     if board:
         write(out / "leaderboard.csv", ["place", "student", "score", "forgotten", "kept"], board)
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
@@ -221,9 +186,9 @@ def report(results: dict[Submission, dict[str, Any]], notes: dict[Submission, st
         (out / "leaderboard.html").write_text(pages.get_template("leaderboard.html").render(rows=board), "utf8")
     feedback = pages.get_template("feedback.html")
     for s, r in results.items():
-        folder = out / "feedback" / s.student
+        folder = out / "feedback" / s.name
         folder.mkdir(parents=True, exist_ok=True)
-        given = {q: marks.get((s.student, s.assignment, q)) for q in r["written"]}
+        given = {q: marks.get((s.name, s.assignment, q)) for q in r["written"]}
         page = feedback.render(one=s, result=r, total=total[s], given=given)
         (folder / f"{s.assignment}.html").write_text(page, "utf8")
 
@@ -244,16 +209,17 @@ def main() -> int:
     if not given.submissions.is_dir():
         parser.error(f"SUBMISSIONS must be a folder, and {given.submissions} is none")
     students = read_names(given.names) if given.names else []
-    some, left = found(given.submissions, names())
+    some, left = submissions(given.submissions, names(), students)
     if not some:
         parser.error(f"there is no submission in {given.submissions}: {left[0][1] if left else 'it is empty'}")
     given.out.mkdir(parents=True, exist_ok=True)
-    spelled = {name.casefold(): name for name in students}
     archives = given.out / "built"
     used = sorted({s.assignment for s in some})
     stamp = archives / "stamp"
     state = hashlib.sha256(json.dumps([given.seed, students, used]).encode())
-    for file in sorted([*(ROOT / "assignments").rglob("*.ipynb"), *(ROOT / "minilib" / "course").glob("*.py")]):
+    library = library_digest()
+    state.update(library.encode())
+    for file in sorted((ROOT / "assignments").rglob("*.ipynb")):
         state.update(file.read_bytes())
     if not stamp.is_file() or stamp.read_text() != state.hexdigest():
         say(f"Building {len(used)} assignments")
@@ -266,23 +232,23 @@ def main() -> int:
     lock, done = threading.Lock(), []
 
     def one_of(s: Submission) -> dict[str, Any]:
-        student = spelled.get(s.student.casefold(), "")
+        student = s.student if s.student in students else ""
         if students and not student:
-            reason = f"{s.student!r} is not among the names in {given.names}"
+            reason = f"{s.name!r} is not among the names in {given.names}"
             return {"status": "refused", "reason": reason, "questions": {}, "written": {}, "score": 0}
         values, _ = numbers(given.seed, s.assignment, student)
         archive = archives / "autograder" / student / f"{s.assignment}.zip"
         limits = {"seconds": given.seconds, "total": given.total, "memory": given.memory}
-        result = graded(s, archive, values, given.out, limits)
+        result = graded(s, archive, values, given.out, limits, library)
         with lock:
             done.append(s)
-            said = f"{s.student}  {s.assignment}  {result['score']:g}  {result['reason']}"
+            said = f"{s.name}  {s.assignment}  {result['score']:g}  {result['reason']}"
             print(f"{len(done)}/{len(some)}  {said}", flush=True)
         return result
 
     with ThreadPoolExecutor(given.processes) as pool:
         results = dict(zip(some, pool.map(one_of, some), strict=True))
-    notes = {s: note for s in some if (note := copied(s, given.seed, students))}
+    notes = {s: note for s in some if (note := to_look_at(s, some, given.seed, students))}
     report(results, notes, given.out)
     pairs = alike.pairs({s: s.file for s in some if results[s]["status"] == "graded"}, archives / "student")
     write(given.out / "alike.csv", ["assignment", "one", "other", "share of the shorter that is the same"], pairs)

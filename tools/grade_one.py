@@ -25,6 +25,7 @@ LARGEST = 500_000_000  # bytes of a notebook
 ATTEMPTS = 4
 ANSWER = "otter_answer_cell"
 LEFT_OUT = re.compile(r"^(\s*)(checks\.step\(|%pip|!).*$", re.M)  # tests run at the end; nothing is installed
+LATE = "did not return within"  # in what a check says of a function that its time ran out on
 EMPTY = "_Type your answer here, replacing this text._"
 
 
@@ -56,7 +57,9 @@ def limit_memory(gigabytes: float) -> None:
 
 
 class Refused(Exception):
-    """A submission that cannot be graded; the text is for the student."""
+    """A submission that cannot be graded; the text is for the student. ``final`` where another run says the same."""
+
+    final = True
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -158,13 +161,20 @@ def grade(file: Path, archive: Path, seconds: float, values: int | None, folder:
             else:
                 raise
     else:
-        raise Refused("This notebook stops Python again and again: does it call `exit`, or ask for too much memory?")
+        again = Refused("This notebook stops Python again and again: does it call `exit`, or ask for too much memory?")
+        again.final = False
+        raise again
     for name in left:
         found = results.results[name]
         messages = [message_of(r.message) for r in found.test_case_results if not r.passed]
         questions[name] = {"score": found.score, "messages": list(dict.fromkeys(messages))}
+    late = (folder / "progress.late").is_file() or any(
+        LATE in said for q in questions.values() for said in q["messages"]
+    )
     return {
         "status": "graded",
+        # A machine with more time or memory may end it otherwise.
+        "final": not stopped and not late and len(left) == len(tests),
         "reason": "; ".join(f"a cell stopped Python and was left out: {line}" for line in stopped),
         "questions": {name: {**questions[name], "possible": possible[name]} for name in tests},
         "written": {f"w{i}": text for i, text in enumerate(answers(nb), 1)},
@@ -220,6 +230,7 @@ def main() -> int:
     except Refused as refused:
         result = {
             "status": "refused",
+            "final": refused.final,
             "reason": str(refused),
             "questions": {},
             "written": {},

@@ -24,7 +24,8 @@ def begin(shell: Any, progress: str, seconds: float) -> None:
     ----------
     shell : IPython shell
     progress : str
-        A file that will hold the source of the cell that is running.
+        A file that will hold the source of the cell that is running. ``<progress>.late`` is made when one runs out of
+        time.
     seconds : float
         For one cell.
     """
@@ -32,6 +33,7 @@ def begin(shell: Any, progress: str, seconds: float) -> None:
     known: dict[str, int] = {}  # the names that there were before the cell, and which objects they had
 
     def ring(*_: Any) -> None:
+        Path(f"{progress}.late").touch()
         raise OutOfTime(f"this cell did not end within {seconds:.0f} seconds")
 
     def before(info: Any) -> None:
