@@ -8,7 +8,9 @@ best are then measured on three draws of four people. Run: python benchmarks/arc
 
 import argparse
 import random
+import sys
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -83,9 +85,12 @@ def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str,
         after = benchmark.apply(job, found, given | more)
         seconds = time.process_time() - began
         sizes = [change / weight for edit in after.edits for change, weight in edit.sizes().values()]
-        scores = benchmark.measure(after, found)
     except ValueError as error:
+        if not benchmark.on_purpose(error):
+            raise
         return {"error": str(error)}
+    else:
+        scores = benchmark.measure(after, found)
     finally:
         undo_all(found.lm)
     return {
@@ -137,7 +142,7 @@ def one(name: str) -> dict[str, Any]:
     return about | {"trials": trials, "rows": rows}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: all)")
     parser.add_argument("--processes", type=int, default=1, help="at once")
@@ -146,11 +151,17 @@ def main() -> None:
     rows = Rows("architectures", began, {"facts": FACTS, "reach": list(REACH), "methods": list(METHODS)})
     done = {row["run"] for row in rows.found.get("models", [])}
     left = [name for name in given.models or MODELS if name not in done]
+    failed = False
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
         running = {pool.submit(one, name): name for name in left}
         for future in as_completed(running):
-            rows.keep("models", running[future], future.result)
+            try:
+                rows.keep("models", running[future], future.result)
+            except Exception:  # the other models go on, and the next call tries this one again
+                failed = True
+                print(f"{running[future]} failed:\n{traceback.format_exc()}", file=sys.stderr)
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -102,8 +102,7 @@ def main() -> None:
         if i % 2 == 0:
             found["refusal"].append(refusal(lm, fact, layers, C))
         print(f"{fact.subject}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-        # After each fact, so that a run that is cut off leaves what it has found.
-        stored.save("edit_every_layer", {**about, **found}, "benchmarks/edit_every_layer.py", started)
+    stored.save("edit_every_layer", {**about, **found}, "benchmarks/edit_every_layer.py", started)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ on where it stopped. (The stored labels were given when the third draw of the fi
 """
 
 import random
-import sys
 import time
 from typing import Any
 
@@ -34,10 +33,10 @@ def sample() -> list[tuple[str, str]]:
 
 
 def ask(question: str, answer: str) -> dict[str, Any]:
-    print(f"\n{question}\n    {answer}\nDoes it decline to answer? (y/n) ", end="", flush=True)
+    print(f"\n{question}\n    {answer}")
     said = ""
     while said not in ("y", "n"):
-        said = sys.stdin.readline().strip().lower()
+        said = input("Does it decline to answer? (y/n) ").strip().lower()
     return {"question": question, "answer": answer, "refusal": said == "y"}
 
 

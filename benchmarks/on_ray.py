@@ -49,7 +49,7 @@ def main() -> int:
                 failed += 1
                 print(f"{job}: {error}", file=sys.stderr)
             bar.update()
-    return failed
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def main() -> None:
     C = covariance.second_moment(lm, list(range(9)))
     before = lm.generate(outside(FACTS))
     rows = {} if set(wanted) == set(PRESETS) else stored.load("presets")
-    rows.pop("provenance", None)
+    made = rows.pop("provenance", None)
     rows |= {name: [] for name in wanted}
     for changed in [{}, *ROME] if "rome" in wanted else []:
         scores = []
@@ -79,7 +79,7 @@ def main() -> None:
                 keep(name, changed, refused(lm, FACTS, before), rows)
     rows["facts"] = [f"{fact.relation}: {fact.subject}" for fact in FACTS]
     rows["presets"] = {name: presets[lm.kind] for name, presets in PRESETS.items()}
-    stored.save("presets", rows, "benchmarks/presets.py", began)
+    stored.save("presets", rows, "benchmarks/presets.py", began, earlier=made)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,10 @@ class Rows:
 
     def __init__(self, name: str, began: float, about: dict[str, Any]) -> None:
         self.name, self.began, self.found = name, began, about
+        self.earlier: dict[str, Any] | None = None  # where the rows come from that are there already
         if (stored.RESULTS / f"{name}.json").is_file():
             earlier = stored.load(name)
-            self.began -= earlier.pop("provenance")["seconds"]
+            self.earlier = earlier.pop("provenance")
             other = [key for key, value in json.loads(json.dumps(about)).items() if earlier.get(key) != value]
             if other:
                 raise ValueError(f"{name}.json was made with other {', '.join(other)}: delete it to begin anew")
@@ -54,7 +55,7 @@ class Rows:
         if all(row["run"] != run for row in rows):
             rows.append({"run": run, **make()})
             print(kind, json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            stored.save(self.name, self.found, f"benchmarks/{self.name}.py", self.began)
+            stored.save(self.name, self.found, f"benchmarks/{self.name}.py", self.began, earlier=self.earlier)
 
 
 def key_distance(lm: minilib.LM, layer: int, prompts: Sequence[str]) -> float:

@@ -603,9 +603,10 @@ def main() -> None:
         found["measures"][key] = MEASURES[key](lm, 2 if options.quick else 5, options.full)
     if not options.only or options.only == "grace":
         found["lookup"] = lookup(lm, 5 if options.quick else 40)
+    made = None
     if options.store and options.only:  # the other measurements stay as they are stored
         earlier = stored.load("speed")
-        started -= earlier.pop("provenance")["seconds"]
+        made = earlier.pop("provenance")
         found = {
             **earlier,
             **found,
@@ -616,7 +617,7 @@ def main() -> None:
         found["one_thread"] = one_thread(lm)
     print(f"{torch.get_num_threads()} threads, {time.perf_counter() - started:.0f} seconds\n{table(found)}")
     if options.store:
-        print(f"stored in {stored.save('speed', found, 'benchmarks/speed.py', started).name}")
+        print(f"stored in {stored.save('speed', found, 'benchmarks/speed.py', started, earlier=made).name}")
 
 
 if __name__ == "__main__":

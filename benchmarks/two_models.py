@@ -126,9 +126,12 @@ def done(method: str, found: Task, given: dict[str, Any], C: Any, seed: int = 0)
                 more["irrelevant"] = [f.request(f.answer, False) for f in found.retain] + texts.messages()[:64]
             benchmark.EDITORS[method](lm, requests, **given, **more)
         seconds = round(time.process_time() - began, 1)
-        return asked(lm, found) | {"seconds": seconds}
     except ValueError as error:
+        if not benchmark.on_purpose(error):
+            raise
         return {"error": str(error)}
+    else:
+        return asked(lm, found) | {"seconds": seconds}
     finally:
         undo_all(lm)
 

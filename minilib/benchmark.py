@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dis
 import functools
 import hashlib
 import json
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -516,13 +518,28 @@ def run(job: Job, tuned: Path = TUNING) -> dict[str, Any]:
                 spent = time.process_time()
                 after = apply(job, found, settings)
                 row["seconds"] = round(time.process_time() - spent, 2)
+        except ValueError as error:  # a method that cannot do it at these settings says why
+            if not on_purpose(error):
+                raise
+            row["error"] = str(error)
+        else:
             row |= {"gigabytes": round(max(used) - used[0], 3), **measure(after, found)}
             row["notes"] = [note for edit in after.edits for note in edit.notes]
-        except ValueError as error:  # a method that cannot do it at these settings says why
-            row["error"] = str(error)
         finally:
             undo_all(found.lm)  # for the next job of the cell
         return row | {"provenance": stored.provenance("python -m minilib.benchmark", began, job.seed)}
+
+
+def on_purpose(error: BaseException) -> bool:
+    """Whether a ``raise`` in minilib is where an error comes from: what Python or torch raise there is a fault."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code
+    raised = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised and Path(code.co_filename).parent == Path(__file__).parent
 
 
 _cell = functools.lru_cache(maxsize=1)(task)
@@ -624,12 +641,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(map(str, jobs)))
         return 0
     if given.processes:
-        return work(
-            jobs, out, given.tuned, given.processes, [f"--{name}" for name in ("quick", "tune") if getattr(given, name)]
-        )
+        options = [f"--{name}" for name in ("quick", "tune") if getattr(given, name)]
+        return int(work(jobs, out, given.tuned, given.processes, options) > 0)
+    failed = False
     for job in jobs:
-        append(out, run(job, given.tuned))
-    return 0
+        try:
+            row = run(job, given.tuned)
+        except Exception:  # a fault of the program: reported, and tried again by the next call
+            failed = True
+            _cell.cache_clear()
+            print(f"{job} failed:\n{traceback.format_exc()}", file=sys.stderr)
+        else:
+            append(out, row)
+    return int(failed)
 
 
 def named(jobs: Sequence[Job], names: Sequence[str], parser: argparse.ArgumentParser) -> list[Job]:
@@ -654,7 +678,7 @@ def work(jobs: Sequence[Job], out: Path, tuned: Path, processes: int, plan_of: S
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         names = [str(job) for job in some]
         ended = subprocess.run([*command, "--only", *names], env=os.environ | threads, capture_output=True, text=True)
-        return ended.stderr.strip().rpartition("\n")[2] if ended.returncode else ""
+        return f"ended with status {ended.returncode}:\n{ended.stderr[-4000:]}" if ended.returncode else ""
 
     with ThreadPoolExecutor(processes) as pool:
         running = {pool.submit(start, some): some for some in _batches(jobs)}
@@ -662,7 +686,7 @@ def work(jobs: Sequence[Job], out: Path, tuned: Path, processes: int, plan_of: S
             for future in as_completed(running):
                 bar.update(len(running[future]))
                 if said := future.result():
-                    print(f"{running[future][0]} or one after it failed: {said}", file=sys.stderr)
+                    print(f"{running[future][0]} or one after it {said}", file=sys.stderr)
     return len({str(job) for job in jobs} - {row["job"] for row in read(out)})
 
 

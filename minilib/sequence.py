@@ -133,11 +133,11 @@ def _run(
     progress: bool,
     settings: dict[str, Any],
 ) -> Stream:
-    stream = Stream([], _rows(folder, about))
+    rows, spent = _state(folder, about)
+    stream = Stream([], rows)
     under = len(lm.edits)
     try:
         for i in tqdm(range(len(chunks) + 1), desc="chunks", disable=not progress):
-            seconds = 0.0
             if i:
                 place = folder / f"{i:04}"
                 if place.is_dir():
@@ -148,15 +148,17 @@ def _run(
                     earlier = list(stream.edits) if takes and takes.default == () else latest
                     started = time.perf_counter()
                     made = edit(lm, chunks[i - 1], **settings, **({"previous": earlier} if takes else {}))
-                    seconds = round(time.perf_counter() - started, 3)
+                    # Before the edit is there: after a kill its seconds are known too.
+                    spent = {**spent, str(i): round(time.perf_counter() - started, 3)}
+                    _write(folder, {"about": about, "rows": stream.rows, "spent": spent})
                     made.save(folder / "new")
                     (folder / "new").rename(place)
                 stream.edits.append(made)
             if len(stream.rows) <= i:
                 done = [request for some in chunks[:i] for request in some]
                 found = {} if measure is None else measure(lm, done)
-                stream.rows.append({"edits": len(done), "seconds": seconds, **found})
-                _write(folder, {"about": about, "rows": stream.rows})
+                stream.rows.append({"edits": len(done), "seconds": spent.get(str(i), 0.0), **found})
+                _write(folder, {"about": about, "rows": stream.rows, "spent": spent})
     except BaseException:  # KeyboardInterrupt too
         while len(lm.edits) > under:
             lm.edits[-1].undo()
@@ -164,14 +166,14 @@ def _run(
     return stream
 
 
-def _rows(folder: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the stream that the folder holds, if it is this one; none in a new folder."""
+def _state(folder: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Of the stream in the folder, if it is this one, the rows and the seconds of each chunk; none in a new folder."""
     file = folder / "sequence.json"
     if not file.is_file():
-        return []
+        return [], {}
     try:
         kept = json.loads(file.read_text("utf8"))
-        rows, before = list(kept["rows"]), dict(kept["about"])
+        rows, spent, before = list(kept["rows"]), dict(kept.get("spent", {})), dict(kept["about"])
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"folder {str(folder)!r} holds no stream that can be read (damaged?): {error}") from error
     other = [name for name, value in about.items() if before.get(name) != value]
@@ -181,7 +183,7 @@ def _rows(folder: Path, about: dict[str, Any]) -> list[dict[str, Any]]:
             f"folder {str(folder)!r} holds another stream, of other {', '.join(other)}: choose another folder, or "
             "delete it"
         )
-    return rows
+    return rows, spent
 
 
 def _write(folder: Path, state: dict[str, Any]) -> None:

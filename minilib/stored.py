@@ -36,8 +36,15 @@ def load(name: str) -> dict[str, Any]:
     return found
 
 
-def save(name: str, results: Mapping[str, Any], script: str, started: float, seed: int = 0) -> Path:
-    """Store results under a name, with versions, commit, seed and seconds.
+def save(
+    name: str,
+    results: Mapping[str, Any],
+    script: str,
+    started: float,
+    seed: int = 0,
+    earlier: Mapping[str, Any] | None = None,
+) -> Path:
+    """Store results under a name, whole or not at all, with versions, commit, seed and seconds.
 
     Parameters
     ----------
@@ -49,11 +56,19 @@ def save(name: str, results: Mapping[str, Any], script: str, started: float, see
     started : float
         ``time.perf_counter()`` at the start of the run.
     seed : int, default 0
+    earlier : dict, optional
+        The provenance of an earlier run that made a part of the results: its seconds are added, and where it was
+        another day, commit or version, it is listed under ``"earlier"``.
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
-    file = RESULTS / f"{name}.json"
-    text = json.dumps({"provenance": provenance(script, started, seed), **results}, indent=1, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf8")
+    file, scratch = RESULTS / f"{name}.json", RESULTS / f"{name}.new"
+    made = provenance(script, started, seed)
+    if earlier:
+        before = {key: value for key, value in earlier.items() if key not in ("seconds", "earlier")}
+        runs = [*earlier.get("earlier", []), *([] if before.items() <= made.items() else [before])]
+        made |= {"seconds": made["seconds"] + earlier["seconds"], **({"earlier": runs} if runs else {})}
+    scratch.write_text(json.dumps({"provenance": made, **results}, indent=1, ensure_ascii=False) + "\n", "utf8")
+    scratch.replace(file)
     return file
 
 

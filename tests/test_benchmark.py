@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -10,8 +11,10 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import minilib
 from minilib import authors, benchmark
@@ -110,6 +113,51 @@ def test_a_method_that_cannot_is_a_row_with_its_reason(tmp_path):
     assert "covariance_weight" in row["error"] and "scores" not in row
 
 
+def broken(kind):
+    """What goes wrong in a method: an error of Python or torch, or one of the library on purpose."""
+
+    def apply(job, found, settings):
+        if job.seed == 0:
+            return found.lm
+        if kind == "zip":
+            list(zip([1], [], strict=True))
+        if kind == "number":
+            int("many")
+        if kind == "torch":
+            torch.empty(0).max()
+        raise ValueError("in a test, which is not the library")
+
+    return apply
+
+
+@pytest.mark.parametrize("kind", ["zip", "number", "torch", "elsewhere"])
+def test_a_fault_of_the_program_is_reported_and_tried_again(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "apply", broken(kind))
+    monkeypatch.setattr(benchmark, "task", lambda job: benchmark.Task(SimpleNamespace(edits=[]), [], [], [], []))
+    monkeypatch.setattr(benchmark, "_cell", functools.lru_cache(maxsize=1)(benchmark.task))
+    monkeypatch.setattr(benchmark, "measure", lambda after, found: {"scores": {}})
+    out = tmp_path / "rows.jsonl"
+    wanted = [f"rome/exact/20/{seed}" for seed in (1, 0)]
+    arguments = ["--only", *wanted, "--out", str(out), "--processes", "0"]
+    assert benchmark.main(arguments) == 1, "and the job behind it is done"
+    assert [row["job"] for row in benchmark.read(out)] == ["rome/exact/20/0"]
+    said = capsys.readouterr().err
+    assert "rome/exact/20/1 failed" in said and "Traceback" in said
+    monkeypatch.setattr(benchmark, "apply", lambda job, found, settings: found.lm)
+    assert benchmark.main(arguments) == 0
+    assert {row["job"] for row in benchmark.read(out)} == set(wanted)
+
+
+def test_an_error_while_measuring_is_no_finished_row(monkeypatch):
+    def measure(after, found):
+        raise ValueError("this comes from the library, and not from the method")
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    monkeypatch.setattr(benchmark, "on_purpose", lambda error: True)
+    with pytest.raises(ValueError, match="not from the method"):
+        benchmark.run(Job("unedited", "exact", 5, 2, trial=0))
+
+
 def test_the_best_trial_is_chosen_for_its_model():
     def row(model, number, leaked, **settings):
         knowledge = "exact" if model == "tinyworld" else "pretrained"
@@ -194,6 +242,13 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert Counter(row["job"] for row in benchmark.read(out)) == Counter(wanted)
     assert all(row["provenance"]["threads"] == 1 for row in benchmark.read(out))
+
+
+@pytest.mark.parametrize("missing", [0, 1, 256])
+def test_the_exit_status_says_whether_jobs_are_missing(missing, tmp_path, monkeypatch):
+    """A status is one byte: 256 missing jobs would be none."""
+    monkeypatch.setattr(benchmark, "work", lambda *_: missing)
+    assert benchmark.main(["--out", str(tmp_path / "rows.jsonl")]) == min(missing, 1)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A stream of edits: each chunk on top of the last, gone on from after a kill, and taken back from its end."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -43,6 +44,24 @@ def test_a_stream_is_the_edits_one_after_another(llama, reference, arguments, tm
     again = sequence.run(llama, requests, alphaedit.edit, tmp_path, **measured, **arguments)
     assert again.rows == stream.rows, "what is done is loaded, not done again"
     assert_same_weights(llama, after)
+
+
+def test_a_chunk_that_was_killed_before_its_row_keeps_its_seconds(llama, reference, tmp_path):
+    def edit(lm, some, previous=None, **settings):
+        time.sleep(0.3)
+        return grace.edit(lm, some, previous=previous, **settings)
+
+    def killed(lm, done):
+        if done:
+            raise KeyboardInterrupt
+        return {}
+
+    some, how = reference["requests"][:1], {"layer": 2, "epsilon": 0.01, "lr": 0.5, "steps": 1}
+    with pytest.raises(KeyboardInterrupt):
+        sequence.run(llama, some, edit, tmp_path, measure=killed, **how)
+    stream = sequence.run(llama, some, edit, tmp_path, **how)
+    assert stream.rows[0]["seconds"] == 0 and stream.rows[1]["seconds"] >= 0.3
+    stream.undo()
 
 
 @pytest.mark.parametrize("when", ["editing", "measuring"])
