@@ -41,7 +41,6 @@ class Suffixes:
 
     folded = False
 
-    @torch.no_grad()
     def __init__(self, lm: Any, layer: int, place: Place, rows: Sequence[tuple[list[int], list[int]]]) -> None:
         self.lm, self.layer, self.place = lm, layer, place
         inputs = prefix.inputs(lm, rows)
@@ -49,7 +48,7 @@ class Suffixes:
         # Of the logits, the first token's are enough for the check.
         first_only = hooks.replace(lm.head, lambda hidden: hidden[:, :1], at="input")
         entries = {"block": lm.blocks[layer], "key": lm.down_projection(layer)}
-        with hooks.calls(lm.blocks[layer:]) as self.calls, hooks.read(ends) as seen, first_only:
+        with torch.no_grad(), hooks.calls(lm.blocks[layer:]) as self.calls, hooks.read(ends) as seen, first_only:
             with hooks.read(entries, at="input") as into:
                 logits = lm.model(**inputs, use_cache=False).logits
         self.base, self.last = seen["block"], seen["last"]  # (rows, suffix, d): without δ
@@ -86,6 +85,7 @@ class Suffixes:
             delta = norm(mlp + delta) - norm(mlp)
         return self.base + delta if everywhere else self.base.index_put(self.at, delta, accumulate=True)
 
+    @torch.no_grad()
     def _check(self, entering: Tensor, logits: Tensor) -> None:
         """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
         lm, kind = self.lm, type(self.lm.model).__name__
