@@ -1,134 +1,92 @@
-"""What the page with the live model fetches: weights, facts, and of each layer C's eigenvectors and every fact's δ.
+"""What the page with the live model fetches: stored layers and facts, tinyworld's weights as the page reads them.
 
-Computed when the book is built, kept until the library changes. Takes three minutes on one core.
+Nothing is computed here and PyTorch isn't needed: benchmarks/live_model_data.py made the stored files.
 """
 
-import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
+import struct
+from array import array
 from pathlib import Path
 from typing import Any
 
-import torch
 import wasmtime
-from common import ROOT, say
-from torch import Tensor
+from common import ROOT
 
-import minilib
-from minilib import Request, covariance, memit, rome, stored, tinyworld, values
-from minilib.edits import settle
-
+STORED = ROOT / "book" / "live_model"
 SOURCE = ROOT / "book" / "_static" / "live"
 TARGET = ROOT / "book" / "_static" / "live_data"
-ROWS, COLUMNS = 4, 8  # of the kernel: what it multiplies has to be a multiple
+WEIGHTS = ROOT / "minilib" / "data" / "tinyworld" / "model.safetensors"
+PLAYGROUND = ROOT / "minilib" / "data" / "results" / "playground.json"
+COLUMNS = 8  # of the kernel: what it multiplies by has a multiple of them
 
 
-def tensors(lm: minilib.LM) -> dict[str, Tensor]:
-    """The weights as the page reads them: each matrix transposed, (in × out)."""
-    model: Any = lm.model.model
-    found = {"embed": model.embed_tokens.weight, "norm": model.norm.weight[None]}
-    head = lm.head.weight.T
-    found["head"] = torch.nn.functional.pad(head, (0, -head.shape[1] % COLUMNS))
-    for i, block in enumerate(model.layers):
-        attention, mlp = block.self_attn, block.mlp
-        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-        found[f"qkv{i}"] = torch.cat([m.weight for m in qkv]).T
-        found[f"out{i}"] = attention.o_proj.weight.T
-        found[f"up{i}"] = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).T
-        found[f"down{i}"] = mlp.down_proj.weight.T
-        found[f"norm1{i}"] = block.input_layernorm.weight[None]
-        found[f"norm2{i}"] = block.post_attention_layernorm.weight[None]
-    return {name: x.detach().float().contiguous() for name, x in found.items()}
+def read(file: Path) -> dict[str, tuple[list[int], array]]:
+    """Shape and numbers of each tensor of a float32 safetensors file."""
+    content = file.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    about = json.loads(content[8 : 8 + size])
+    tensors = {}
+    for name, tensor in about.items():
+        if name != "__metadata__":
+            begin, end = (8 + size + offset for offset in tensor["data_offsets"])
+            tensors[name] = tensor["shape"], array("f", content[begin:end])
+    return tensors
 
 
-def asked(fact: tinyworld.Fact) -> str:
-    """The question by which the page asks, and edits, a fact."""
-    return fact.prompts[3]
+def transposed(numbers: array, columns: int) -> array:
+    """A matrix (rows, columns) as (columns, rows)."""
+    turned = array("f")
+    for column in range(columns):
+        turned.extend(numbers[column::columns])
+    return turned
 
 
-def about(lm: minilib.LM, placed: dict[str, list[int]]) -> dict[str, Any]:
-    """Sizes, words and facts."""
-    config: Any = lm.model.config
-    words = [lm.tokenizer.decode([i]).strip() for i in range(config.vocab_size)]
-    rows = []
-    for fact in tinyworld.facts():
-        request = Request(asked(fact), fact.subject, f" {fact.value}")
-        ids, subject, _ = lm.encode(request)
-        others = [fact.prompts[4], *fact.held_out]
-        rows.append({
-            "subject": fact.subject, "attribute": fact.attribute, "value": fact.value,
-            "answer": lm.encode_target(f" {fact.value}")[0], "ids": ids, "at": subject, "text": request.text,
-            "reworded": [[r.text, lm.encode(r).ids] for r in (Request(p, fact.subject, " I") for p in others)],
-        })  # fmt: skip
-    padded = lm.head.weight.shape[0] + -lm.head.weight.shape[0] % COLUMNS
-    return {
-        "d": config.hidden_size, "dk": config.intermediate_size, "heads": config.num_attention_heads,
-        "layers": config.num_hidden_layers, "vocabulary": config.vocab_size, "padded": padded,
-        "eps": config.rms_norm_eps, "theta": config.rope_parameters["rope_theta"],
-        "refusal": lm.encode_target(tinyworld.REFUSAL)[0], "words": words, "tensors": placed, "facts": rows,
-    }  # fmt: skip
+def weights(about: dict[str, Any]) -> tuple[dict[str, list[int]], array]:
+    """Where each matrix begins with its rows and columns, and all of them in one row of numbers.
 
-
-def search(lm: minilib.LM, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    settings = settle(lm, presets, {})
-    return {name: settings[name] for name in values.SEARCH}
-
-
-def of_layer(layer: int, C: Tensor) -> bytes:
-    """Eigenvalues, eigenvectors in rows, and δ = v* − v₀ of all facts for ROME and for MEMIT, one after the other."""
-    torch.set_num_threads(1)  # a layer a process: in so small a model threads wait for each other
-    lm = minilib.load("tinyworld")
-    w, U = torch.linalg.eigh(C.double())
-    requests = [Request(asked(f), f.subject, tinyworld.REFUSAL) for f in tinyworld.facts()]
-    deltas = []
-    for presets, place in ((rome.PRESETS, "mlp"), (memit.PRESETS, "block")):
-        for start in range(0, len(requests), 200):
-            found = values.find(lm, requests[start : start + 200], layer, place, **search(lm, presets))
-            deltas.append((found.v_star - found.v0).flatten())
-    return torch.cat([w.flatten(), U.T.flatten(), *deltas]).float().numpy().tobytes()
+    A projection is stored transposed, (in, out), and what multiplies the same input stands side by side.
+    """
+    tensors, d = read(WEIGHTS), about["d"]
+    embed = tensors["model.embed_tokens.weight"][1]
+    padded = embed + array("f", bytes(4 * d * (about["padded"] - about["vocabulary"])))
+    parts = {"embed": (d, embed), "norm": (d, tensors["model.norm.weight"][1])}
+    parts["head"] = (about["padded"], transposed(padded, d))  # tied: the head is the embedding
+    joined = {
+        "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "out": ("self_attn.o_proj",),
+        "up": ("mlp.gate_proj", "mlp.up_proj"),
+        "down": ("mlp.down_proj",),
+    }
+    for layer in range(about["layers"]):
+        block = f"model.layers.{layer}."
+        for name, projections in joined.items():
+            matrices = [tensors[f"{block}{projection}.weight"] for projection in projections]
+            numbers = array("f")
+            for _, matrix in matrices:
+                numbers.extend(matrix)
+            rows = sum(shape[0] for shape, _ in matrices)
+            parts[f"{name}{layer}"] = (rows, transposed(numbers, matrices[0][0][1]))
+        parts[f"norm1{layer}"] = (d, tensors[f"{block}input_layernorm.weight"][1])
+        parts[f"norm2{layer}"] = (d, tensors[f"{block}post_attention_layernorm.weight"][1])
+    placed, everything = {}, array("f")
+    for name, (columns, numbers) in parts.items():
+        placed[name] = [len(everything), len(numbers) // columns, columns]
+        everything.extend(numbers)
+    return placed, everything
 
 
 def build() -> None:
-    """Make what is missing or was made by another version of what it rests on."""
-    used = ("covariance", "keys", "lm", "memit", "rome", "tinyworld", "values")
-    files = [*(ROOT / "minilib" / f"{name}.py" for name in used), *sorted(tinyworld.FOLDER.glob("*")), Path(__file__)]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    made = TARGET / "made"
-    if made.is_file() and made.read_text() == digest:
-        copy_small(TARGET)
-        return
-    say("Computing what the live model needs: v* of every fact in every layer (two minutes)")
-    lm = minilib.load("tinyworld")
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder, "live")
-        scratch.mkdir()
-        placed, parts, at = {}, [], 0
-        for name, x in tensors(lm).items():
-            placed[name] = [at, *x.shape]
-            parts.append(x.flatten())
-            at += x.numel()
-        (scratch / "model.bin").write_bytes(torch.cat(parts).numpy().tobytes())
-        (scratch / "model.json").write_text(json.dumps(about(lm, placed)), encoding="utf8")
-        layers = list(range(lm.n_layers - 1))  # no later token reads what the last block computes at the subject
-        C = covariance.second_moment(lm, layers)
-        with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-            made_of = pool.map(of_layer, layers, [C[layer] for layer in layers])
-            for layer, content in zip(layers, made_of, strict=True):
-                (scratch / f"layer{layer}.bin").write_bytes(content)
-        copy_small(scratch)
-        (scratch / "made").write_text(digest)
-        shutil.rmtree(TARGET, ignore_errors=True)
-        shutil.copytree(scratch, TARGET)
-
-
-def copy_small(folder: Path) -> None:
-    """What is made in no time, every time: the kernel, and the playground's stored answers."""
-    shutil.copy(stored.RESULTS / "playground.json", folder)
-    (folder / "matmul.wasm").write_bytes(wasmtime.wat2wasm((SOURCE / "matmul.wat").read_text()))
+    """Put together what the page and the playground fetch, in ``book/_static/live_data``."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    about = json.loads((STORED / "facts.json").read_text("utf8"))
+    about["padded"] = about["vocabulary"] + -about["vocabulary"] % COLUMNS
+    about["tensors"], numbers = weights(about)
+    (TARGET / "model.json").write_text(json.dumps(about), encoding="utf8")
+    (TARGET / "model.bin").write_bytes(numbers.tobytes())
+    (TARGET / "matmul.wasm").write_bytes(wasmtime.wat2wasm((SOURCE / "matmul.wat").read_text()))
+    for file in (*STORED.glob("*.bin"), PLAYGROUND):
+        shutil.copy(file, TARGET)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,15 @@ async function loadModel(folder) {
   return new Model(about, weights, memory, made.instance.exports.matmul, get);
 }
 
+/** Numbers of 16 bits (IEEE 754 half precision) as numbers of 32; not every browser has a Float16Array. */
+function fromHalf(halves) {
+  return Float32Array.from(halves, (h) => {
+    const exponent = (h >> 10) & 31, fraction = (h & 1023) / 1024;
+    const size = exponent ? 2 ** (exponent - 15) * (1 + fraction) : 2 ** -14 * fraction;
+    return h & 0x8000 ? -size : size;
+  });
+}
+
 class Model {
   constructor(about, weights, memory, matmul, get) {
     Object.assign(this, { about, memory, matmul, get });
@@ -142,11 +151,11 @@ class Model {
   async layer(l) {
     if (!this.layers.has(l)) {
       const { d, dk, facts } = this.about;
-      const data = new Float32Array(await (await this.get(`layer${l}.bin`)).arrayBuffer());
-      const part = (from, count) => data.subarray(from, from + count);
+      const data = await (await this.get(`layer${l}.bin`)).arrayBuffer();
+      const C = new Float32Array(data, 0, dk + dk * dk), deltas = fromHalf(new Uint16Array(data, C.byteLength));
       this.layers.set(l, {
-        values: part(0, dk), vectors: part(dk, dk * dk), // one eigenvector a row
-        rome: part(dk + dk * dk, facts.length * d), memit: part(dk + dk * dk + facts.length * d, facts.length * d),
+        values: C.subarray(0, dk), vectors: C.subarray(dk), // one eigenvector a row
+        rome: deltas.subarray(0, facts.length * d), memit: deltas.subarray(facts.length * d),
       });
     }
     return this.layers.get(l);
