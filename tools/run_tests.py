@@ -1,13 +1,17 @@
-"""Everything that must hold before a change is merged. Goes through all stages and says at the end which failed."""
+"""Everything that must hold before a change is merged. Goes through all stages and says at the end which failed.
+
+Usage: run_tests.py [--fast]  (style, types and the fast tests alone: `make check`)
+"""
 
 import sys
 import time
+from collections.abc import Callable
 
-import build_book
-from common import NOTEBOOKS, fetch_model, run, say
+from common import BUILD, NOTEBOOKS, fetch_model, run, say
 
-SITE = build_book.COMMITTED_SITE
+SITE = BUILD / "html"
 WORKERS = "2"  # each holds a model of half a gigabyte
+PYTEST = ("pytest", "tests", "--ignore=tests/site", "-q", "-n", WORKERS, "--dist", "worksteal")
 
 
 def style() -> int:
@@ -18,8 +22,12 @@ def types() -> int:
     return run("mypy", "minilib")
 
 
+def fast_tests() -> int:
+    return run(*PYTEST, "-m", "not slow and not long", workers=2)
+
+
 def unit_tests() -> int:
-    return run("pytest", "tests", "--ignore=tests/site", "-q", "-rs", "-n", WORKERS, "--dist", "worksteal", workers=2)
+    return run(*PYTEST, "-rs", workers=2)
 
 
 def notebooks() -> int:
@@ -30,7 +38,7 @@ def notebooks() -> int:
 
 
 def site() -> int:
-    return build_book.build(committed=True)
+    return run("python", "tools/build_book.py", "--strict")
 
 
 def browser() -> int:
@@ -40,21 +48,23 @@ def browser() -> int:
     return run("pytest", "tests/site", "-q", "-rs", "-n", WORKERS, BOOK_HTML=str(SITE))
 
 
-STAGES = {
+CHECK: dict[str, Callable[[], int]] = {"style (ruff)": style, "types (mypy)": types, "fast tests": fast_tests}
+TEST: dict[str, Callable[[], int]] = {
     "the model": fetch_model,
     "style (ruff)": style,
     "types (mypy)": types,
     "unit tests": unit_tests,
     "notebooks in fresh kernels (nbval)": notebooks,
-    "the site, from the committed outputs": site,
+    "the site, every page current and no warning": site,
     "the site in a browser": browser,
 }
 
 
 def main() -> int:
+    stages = CHECK if "--fast" in sys.argv else TEST
     results = []
-    for number, (name, stage) in enumerate(STAGES.items(), 1):
-        say(f"({number}/{len(STAGES)}) {name}")
+    for number, (name, stage) in enumerate(stages.items(), 1):
+        say(f"({number}/{len(stages)}) {name}")
         start = time.monotonic()
         results.append((name, stage() == 0, time.monotonic() - start))
     say("Summary")

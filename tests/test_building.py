@@ -1,0 +1,173 @@
+"""The site is built from stored outputs: what makes a page stale, and what a broken page costs the others."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+import fresh  # noqa: E402
+import run_notebooks  # noqa: E402
+
+CELLS = ["%pip install minilib", "from minilib import stored\nrows = stored.load('speed')", "# a remark\nlen(rows)"]
+
+
+def notebook(cells: list[str] = CELLS):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """A library of three modules and one result, in the place of minilib."""
+    folder = tmp_path / "minilib"
+    (folder / "data" / "results").mkdir(parents=True)
+    (folder / "data" / "results" / "speed.json").write_text("{}")
+    (folder / "data" / "results" / "other.json").write_text("{}")
+    (folder / "__init__.py").write_text("from .model import load\n")
+    (folder / "stored.py").write_text(
+        '"""Results."""\nfrom . import model\n\n\ndef load(name):\n    "Doc."\n    return 1\n'
+    )
+    (folder / "model.py").write_text("def load(name):\n    return 2\n")
+    (folder / "unused.py").write_text("x = 1\n")
+    (tmp_path / "requirements.lock").write_text("torch==2.13.0\ntransformers==5.0.0\nnumpy==2.0.0\n")
+    monkeypatch.setattr(fresh, "LIBRARY", folder)
+    monkeypatch.setattr(fresh, "ROOT", tmp_path)
+    return folder
+
+
+def changed(library: Path, edit) -> set[str]:
+    """The parts of the digest that differ after ``edit``."""
+    caches = (fresh.module_files, fresh.module_tree, fresh.module_digest, fresh.data_files, fresh.file_digest)
+    for cached in caches:
+        cached.cache_clear()
+    before = fresh.digests(notebook())
+    cells = edit(library) or CELLS
+    for cached in caches:
+        cached.cache_clear()
+    after = fresh.digests(notebook(cells))
+    for cached in caches:
+        cached.cache_clear()
+    return {part for part in before if before[part] != after[part]}
+
+
+def replace(name: str, old: str, new: str):
+    def edit(library: Path) -> None:
+        file = library / name
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "parts"),
+    [
+        (replace("stored.py", "return 1", "return 3"), {"library"}),
+        (replace("model.py", "return 2", "return 3"), {"library"}),  # reached through stored
+        (replace("stored.py", "Results.", "Results, and more."), set()),  # a docstring
+        (replace("stored.py", "return 1", "return 1  # one"), set()),
+        (replace("unused.py", "x = 1", "x = 2"), set()),
+        (replace("data/results/speed.json", "{}", "[1]"), {"data"}),
+        (replace("data/results/other.json", "{}", "[1]"), set()),
+        (replace("../requirements.lock", "torch==2.13.0", "torch==2.14.0"), {"versions"}),
+        (replace("../requirements.lock", "numpy==2.0.0", "numpy==2.1.0"), set()),
+        (lambda _: ["%pip install elsewhere", *CELLS[1:]], set()),  # the first cell installs
+        (lambda _: [CELLS[0], CELLS[1], "len(rows) + 1"], {"cells"}),
+    ],
+)
+def test_a_page_is_stale_when_what_its_outputs_were_made_from_changed(library, edit, parts):
+    assert changed(library, edit) == parts
+
+
+def test_every_notebook_reaches_the_modules_it_names():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"][1:]
+        modules = fresh.used_modules([fresh.ast.parse(fresh.plain(cell)) for cell in cells])
+        assert len(modules) > 5 and modules <= set(fresh.module_files()), path.name
+
+
+def test_outputs_that_came_out_the_same_are_kept(tmp_path, monkeypatch):
+    path = tmp_path / "small.ipynb"
+    nbformat.write(notebook(["1", "print('a')", "2 + 2"]), path)
+    monkeypatch.setattr(run_notebooks, "LOG", tmp_path / "log.txt")
+    assert run_notebooks.execute(path, 1)[1] == ""
+    first = json.loads(path.read_text())
+    first["cells"][1]["execution_count"] = 17  # as it would be had it run in another order
+    path.write_text(json.dumps(first, indent=1, ensure_ascii=False) + "\n")
+    text = path.read_text()
+    assert run_notebooks.execute(path, 1)[1] == ""
+    assert path.read_text() == text
+    broken = notebook(["1", "1 / 0", "2"])
+    nbformat.write(broken, path)
+    text = path.read_text()
+    assert run_notebooks.execute(path, 1)[1] == "cell 2: ZeroDivisionError: division by zero"
+    assert path.read_text() == text, "a notebook that fails stays as it was"
+
+
+def test_the_site_needs_no_torch_and_agrees_with_the_lock():
+    def versions(name: str) -> dict[str, str]:
+        lines = (ROOT / name).read_text("utf8").splitlines()
+        return dict(line.partition(";")[0].strip().split("==") for line in lines)
+
+    site, everything = versions("requirements-book.lock"), versions("requirements.lock")
+    assert site.items() <= everything.items(), "run `make lock`"
+    assert not {"torch", "transformers", "numpy"} & set(site)
+
+
+@pytest.mark.long
+def test_a_page_that_cannot_be_built_costs_no_other(tmp_path):
+    for name in ("tools", "book", "slides", "minilib"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("authors", "live_data", "__pycache__")
+        )
+    for name in ("_config.yml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")  # slides show their pictures
+    pages = ["book/glossary", "notebooks/good", "notebooks/no_json", "notebooks/no_picture"]
+    toc = {"format": "jb-book", "root": "book/index", "parts": [{"chapters": [{"file": page} for page in pages]}]}
+    (tmp_path / "_toc.yml").write_text(json.dumps(toc))
+    made = notebook(["1", "2"])
+    made.cells[1].outputs = [nbformat.v4.new_output("display_data", data={"image/png": "no picture"})]
+    nbformat.write(made, tmp_path / "notebooks" / "no_picture.ipynb")
+    nbformat.write(notebook(["1"]), tmp_path / "notebooks" / "good.ipynb")
+    (tmp_path / "notebooks" / "no_json.ipynb").write_text('{"cells": [')
+    done = subprocess.run(
+        [sys.executable, "tools/build_book.py"], cwd=tmp_path, capture_output=True, text=True, timeout=500
+    )
+    site = tmp_path / "_build" / "html"
+    assert done.returncode == 1, "a page is missing"
+    assert (site / "book" / "glossary.html").is_file() and (site / "notebooks" / "good.html").is_file()
+    assert not (site / "notebooks" / "no_json.html").exists()
+    lines = [line for line in done.stdout.splitlines() if "Left out" in line]
+    assert len(lines) == 2, done.stdout
+    assert "notebooks/no_json" in lines[0] and "JSON" in lines[0]
+    assert "notebooks/no_picture" in lines[1] and "Cell 2" in lines[1]
+    assert "The book is in _build/html" in done.stdout
+
+
+def test_a_stored_layer_of_the_live_model_is_what_the_library_computes():
+    from minilib import covariance, load, tinyworld
+
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    live_model = importlib.import_module("live_model_data")
+    lm, layer, some = load("tinyworld"), 2, tinyworld.facts()[:30]
+    d_k, d = lm.model.config.intermediate_size, lm.model.config.hidden_size
+    content = (ROOT / "book" / "live_model" / f"layer{layer}.bin").read_bytes()
+    single = torch.frombuffer(bytearray(content[: 4 * (d_k + d_k**2)]), dtype=torch.float32)
+    half = torch.frombuffer(bytearray(content[4 * len(single) :]), dtype=torch.float16).float()
+    eigenvalues, U = single[:d_k], single[d_k:].view(d_k, d_k)
+    C = covariance.second_moment(lm, [layer])[layer]
+    assert (U.T @ eigenvalues.diag() @ U - C).norm() < 1e-3 * C.norm()
+    for stored, delta in zip(half.view(2, -1, d), live_model.deltas(lm, layer, some), strict=True):
+        # Searched by gradient descent, which drifts a little from one processor to another.
+        assert torch.cosine_similarity(stored[: len(some)], delta).median() > 0.99
