@@ -216,7 +216,7 @@ def take(
     return found
 
 
-def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor, "d_k"], Float[Tensor, "d_k d_k"]]:
+def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor, " d_k"], Float[Tensor, "d_k d_k"]]:
     """The eigenvalues of one layer's C, ascending, and the eigenvectors in the columns (float32).
 
     ``SecondMoments`` keep them, until C is another; from a plain dict they are computed each time.
@@ -229,7 +229,7 @@ def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor
     return kept[layer][1:]
 
 
-def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, "d_k"]) -> Float[Tensor, "d_k"]:
+def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, " d_k"]) -> Float[Tensor, " d_k"]:
     """C⁻¹ k in float64, by Cholesky since C is symmetric and positive; see ``factor`` for the errors."""
     return torch.cholesky_solve(k.double().unsqueeze(1), factor(C)).squeeze(1)
 

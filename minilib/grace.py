@@ -65,7 +65,7 @@ class Codebook(Guard):
         layer: int,
         keys: Float[Tensor, "entries d_k"],
         values: Float[Tensor, "entries d_out"],
-        epsilon: Float[Tensor, "entries"],
+        epsilon: Float[Tensor, " entries"],
         targets: Sequence[str],
         requests: Sequence[Request],
         owners: Sequence[int],
@@ -75,7 +75,7 @@ class Codebook(Guard):
         self.targets, self.requests, self.owners = list(targets), list(requests), list(owners)
         self._squares = keys.square().sum(1)  # ‖k_i‖²: every lookup needs them, and keys never change
 
-    def nearest(self, k: Float[Tensor, "n d_k"]) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+    def nearest(self, k: Float[Tensor, "n d_k"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
         """Distance and number of the nearest entry of each key; of equally near ones the first."""
         # By one product; rounding may mix up entries that lie close together, so the best few are measured exactly.
         rank = self._squares - 2 * (k @ self.keys.T)

@@ -511,13 +511,13 @@ class LM:
 
     def target_logprobs(
         self, requests: Request | Sequence[Request], batch_size: int = 32
-    ) -> list[Float[Tensor, "target"]]:
+    ) -> list[Float[Tensor, " target"]]:
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
         return self.pair_logprobs(self.pairs(requests), batch_size)
 
     def pair_logprobs(
         self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
-    ) -> list[Float[Tensor, "target"]]:
+    ) -> list[Float[Tensor, " target"]]:
         """The same for pairs of prompt and target tokens."""
         found = zip(self.target_steps(pairs, batch_size), pairs, strict=True)
         return [x.gather(1, torch.tensor(t, device=x.device).unsqueeze(1)).squeeze(1) for x, (_, t) in found]

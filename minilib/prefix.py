@@ -89,7 +89,7 @@ class Fold:
     """
 
     def __init__(
-        self, main: Int[Tensor, "folded"], side: Int[Tensor, "folded"], width: int, seen: Bool[Tensor, "rows prefix"]
+        self, main: Int[Tensor, " folded"], side: Int[Tensor, " folded"], width: int, seen: Bool[Tensor, "rows prefix"]
     ) -> None:
         self.main, self.side, self.rows, self.width, self.prefix = main, side, len(seen), width, seen.shape[1]
         self.short = int(seen[side].sum(1).max()) if self.prefix else 0  # the longest prefix of a side row

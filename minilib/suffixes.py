@@ -123,7 +123,7 @@ class Targets:
             torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
         )
 
-    def nll(self, last: Float[Tensor, "rows suffix d"]) -> Float[Tensor, "rows"]:
+    def nll(self, last: Float[Tensor, "rows suffix d"]) -> Float[Tensor, " rows"]:
         """−log p(target) / (number of its tokens) from the last block's output (nats)."""
         log_p = self.lm.unembed(last[self.row, self.column]).log_softmax(-1)
         said = log_p.gather(1, self.token.unsqueeze(1)).squeeze(1)

@@ -39,18 +39,18 @@ def trim(D: Tensor, density: float) -> Tensor:
     return torch.where(D.abs() >= least, D, 0)
 
 
-def elect_sign(shards: Float[Tensor, "shards *shape"]) -> Float[Tensor, "*shape"]:
+def elect_sign(shards: Float[Tensor, " shards *shape"]) -> Float[Tensor, " *shape"]:
     """TIES, second step: for each entry the sign that has the larger total; where they balance, plus."""
     return torch.where(shards.sum(0) >= 0, 1.0, -1.0)
 
 
-def disjoint_mean(shards: Float[Tensor, "shards *shape"], sign: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+def disjoint_mean(shards: Float[Tensor, " shards *shape"], sign: Float[Tensor, " *shape"]) -> Float[Tensor, " *shape"]:
     """TIES, third step: the mean of those that have the elected sign."""
     agree = shards * sign > 0
     return torch.where(agree, shards, 0).sum(0) / agree.sum(0).clamp(min=1)
 
 
-def ties(shards: Float[Tensor, "shards *shape"], density: float) -> Float[Tensor, "*shape"]:
+def ties(shards: Float[Tensor, " shards *shape"], density: float) -> Float[Tensor, " *shape"]:
     """Merge the shards' D into one: trim, elect a sign for each entry, and average those that agree with it."""
     trimmed = torch.stack([trim(D, density) for D in shards])
     return disjoint_mean(trimmed, elect_sign(trimmed))

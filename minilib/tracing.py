@@ -49,7 +49,7 @@ class Trace:
     kind: Kind
     window: int  # how many layers were restored together
     clean: float
-    corrupted: Float[Tensor, "draws"]
+    corrupted: Float[Tensor, " draws"]
     restored: Float[Tensor, "draws layers tokens"]
 
     @property

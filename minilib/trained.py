@@ -91,8 +91,8 @@ def _adapter(lm: LM, names: Sequence[str], rank: int, seed: int) -> Any:
 class Rows:
     """Some prompts with what is said after them, as a model reads them."""
 
-    logp: Float[Tensor, "n"]  # log π of each whole answer
-    length: Float[Tensor, "n"]
+    logp: Float[Tensor, " n"]  # log π of each whole answer
+    length: Float[Tensor, " n"]
     steps: Float[Tensor, "tokens vocabulary"]  # log-probabilities of each next token of all answers
     states: Float[Tensor, "tokens d"]  # what RMU's block returns, from the subject's end on; empty for the others
 

@@ -124,28 +124,28 @@ unlearner = functools.partial(editor, also=tuple(Training.__annotations__))
 # ---- the losses ---------------------------------------------------------------------------------------
 
 
-def nll_loss(logp: Float[Tensor, "n"], length: Float[Tensor, "n"]) -> Float[Tensor, ""]:
+def nll_loss(logp: Float[Tensor, " n"], length: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """−(1/n) log π(y|x): the usual training loss; its negative is gradient ascent's."""
     return -(logp / length).mean()
 
 
-def npo_loss(logp: Float[Tensor, "n"], ref: Float[Tensor, "n"], beta: float) -> Float[Tensor, ""]:
+def npo_loss(logp: Float[Tensor, " n"], ref: Float[Tensor, " n"], beta: float) -> Float[Tensor, ""]:
     """−(2/β) log σ(−β log π/π_ref): ascent whose step shrinks as the answer gets unlikely."""
     return -(2 / beta) * logsigmoid(-beta * (logp - ref)).mean()
 
 
 def simnpo_loss(
-    logp: Float[Tensor, "n"], length: Float[Tensor, "n"], beta: float, gamma: float = 0.0
+    logp: Float[Tensor, " n"], length: Float[Tensor, " n"], beta: float, gamma: float = 0.0
 ) -> Float[Tensor, ""]:
     """−(2/β) log σ(−(β/n) log π − γ): needs no reference, and long answers do not weigh more."""
     return -(2 / beta) * logsigmoid(-beta * logp / length - gamma).mean()
 
 
 def dpo_loss(
-    refusal: Float[Tensor, "n"],
-    refusal_ref: Float[Tensor, "n"],
-    answer: Float[Tensor, "n"],
-    answer_ref: Float[Tensor, "n"],
+    refusal: Float[Tensor, " n"],
+    refusal_ref: Float[Tensor, " n"],
+    answer: Float[Tensor, " n"],
+    answer_ref: Float[Tensor, " n"],
     beta: float,
 ) -> Float[Tensor, ""]:
     """−(2/β) log σ(β log π(∅)/π_ref(∅) − β log π(y)/π_ref(y)): rather the refusal than the answer.

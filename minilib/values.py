@@ -170,7 +170,7 @@ class Objective:
         plain = self.row % self.contexts == 0
         self.said = [bool(right[plain & (self.owner == i)].all()) for i in range(len(requests))]
 
-    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, "requests"]]:
+    def __call__(self, delta: Float[Tensor, "requests d"]) -> dict[str, Float[Tensor, " requests"]]:
         """loss, nll, kl and decay of each request (nats)."""
         targets, subjects = self._picked(self._run(delta))
         said, edited = (

@@ -92,7 +92,7 @@ class SideMemories(PromptGuard):
         """Δact of each key in each memory."""
         return torch.stack([activation(side.delta, k) for side in self.sides], 1)
 
-    def decide(self, keys: Float[Tensor, "rows d_k"]) -> Int[Tensor, "rows"]:
+    def decide(self, keys: Float[Tensor, "rows d_k"]) -> Int[Tensor, " rows"]:
         excess, best = (self.routing(keys) / self._limits(keys)).max(1)
         return torch.where(excess > 1, best, -1)
 
@@ -127,7 +127,7 @@ class SideMemories(PromptGuard):
     def about(self) -> dict[str, Any]:
         return {"layer": self.layer, "opening": self.opening, "epsilon": [side.epsilon for side in self.sides]}
 
-    def _limits(self, like: Tensor) -> Float[Tensor, "sides"]:
+    def _limits(self, like: Tensor) -> Float[Tensor, " sides"]:
         return torch.tensor([side.epsilon for side in self.sides], device=like.device)
 
     def __repr__(self) -> str:
@@ -257,12 +257,12 @@ def edit(
         return Edit(lm, "wise", requests, s, {}, traces=traces, notes=notes, guard=guard, previous=previous)
 
 
-def activation(D: Float[Tensor, "d_out d_k"], k: Float[Tensor, "rows d_k"]) -> Float[Tensor, "rows"]:
+def activation(D: Float[Tensor, "d_out d_k"], k: Float[Tensor, "rows d_k"]) -> Float[Tensor, " rows"]:
     """Δact = ‖D k‖: by how much the side memory would answer differently (equation 2 of the paper)."""
     return (k @ D.T).norm(dim=1)
 
 
-def margin_loss(edits: Float[Tensor, "edits"], irrelevant: Float[Tensor, "irrelevant"], margins: Margins) -> Tensor:
+def margin_loss(edits: Float[Tensor, " edits"], irrelevant: Float[Tensor, " irrelevant"], margins: Margins) -> Tensor:
     """The three margins between Δact of edits and of irrelevant prompts, each a mean over prompts or pairs."""
     alpha, beta, gamma = margins
     apart = gamma - (edits.unsqueeze(1) - irrelevant)

@@ -6,7 +6,9 @@ import ast
 import importlib
 import json
 import re
+import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf8"))["project"]
+PYPROJECT = ROOT / "pyproject.toml"
+PROJECT = tomllib.loads(PYPROJECT.read_text("utf8"))["project"]
 REPOSITORY = PROJECT["urls"]["Repository"]
 OWNER_AND_NAME = "/".join(REPOSITORY.split("/")[-2:])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -205,3 +208,35 @@ def test_notebooks_share_their_first_cell():
     first = {path.name: source(code_cells(path)[0]) for path in NOTEBOOKS}
     assert len(set(first.values())) == 1, f"the cell that installs the project differs between {sorted(first)}"
     assert f"{REPOSITORY}" in next(iter(first.values())), f"the first cell must install from {REPOSITORY}"
+
+
+# ---- undefined names ----
+
+
+@pytest.mark.parametrize(
+    "name", ["minilib/rome.py", "tools/grade.py", "tests/models.py", "benchmarks/scores.py", "notebook.ipynb"]
+)
+def test_an_undefined_name_is_found(name, tmp_path):
+    """Shapes are strings that could be taken for names: written so that neither ruff nor mypy does."""
+    code = "def f() -> int:\n    return undefined_name\n"
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    if file.suffix == ".ipynb":
+        cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": 1, "source": code}
+        file.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    else:
+        file.write_text((ROOT / name).read_text("utf8") + f"\n\n{code}", "utf8")
+    assert "F821 Undefined name `undefined_name`" in said_by("ruff", "check", "--output-format", "concise", file)
+    if name.startswith("minilib"):
+        (file.parent / "__init__.py").touch()
+        alone = ["--follow-imports", "skip", "--cache-dir", tmp_path / "cache"]
+        assert 'Name "undefined_name" is not defined' in said_by("mypy", *alone, "--config-file", PYPROJECT, file)
+
+
+def said_by(command, *arguments):
+    """What a checker says of a file, run with the project's settings."""
+    program = [sys.executable, "-m", command, *map(str, arguments)]
+    done = subprocess.run(program, cwd=arguments[-1].parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout
