@@ -87,6 +87,38 @@ def test_config_and_citation_name_the_repository():
     assert citation["version"] == PROJECT["version"]
 
 
+def test_the_address_of_a_copy_is_written_everywhere(tmp_path):
+    for path, text in texts().items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text, "utf8")
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+
+    def move(url: str) -> None:
+        subprocess.run([sys.executable, "tools/address.py", url], cwd=tmp_path, check=True, capture_output=True)
+
+    owner, name = "A-Teacher", "my.copy-2"  # apart, so that moving back leaves this line alone
+    move(f"https://github.com/{owner}/{name}.git")
+    after = {path: (tmp_path / path).read_text("utf8") for path in texts()}
+    old = [path for path, text in after.items() if OWNER_AND_NAME in text or PROJECT["urls"]["Documentation"] in text]
+    assert not old, f"these still have the old address: {old}"
+    assert f"https://{owner.lower()}.github.io/{name}" in after["CITATION.cff"]
+    assert f"cd {name}\n" in after["book/index.md"]
+    assert f'name = "{PROJECT["name"]}"' in after["pyproject.toml"], "the distribution keeps its name"
+    rules = "one_address or name_the_repository or share_their_first_cell"
+    checks = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-k", rules]
+    checks.append("tests/test_project.py")
+    result = subprocess.run(checks, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0 and "3 passed" in result.stdout, result.stdout
+    move(REPOSITORY)
+    assert {path: (tmp_path / path).read_text("utf8") for path in texts()} == texts(), "there and back"
+
+
+@pytest.mark.parametrize("url", ["", "github.com/you/copy", "https://gitlab.com/you/copy", "https://github.com/you"])
+def test_an_address_that_has_no_badges_is_refused(url):
+    result = subprocess.run([sys.executable, "tools/address.py", url], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and "URL must be like" in result.stdout
+
+
 def test_nobody_is_sent_to_another_package():
     # On PyPI "minilib" is somebody else's package.
     wrong = re.compile(r"(pip|uv|conda)3?\s+(add|install)\s+(-\S+\s+)*[\"']?minilib\b")
