@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -197,6 +198,42 @@ def test_scripts_name_what_the_library_has(path):
     }
     missing = [f"{name}.{attr}" for name, attr in used if name in modules and not hasattr(modules[name], attr)]
     assert not missing, f"benchmarks/{path.name} uses what is not there: {missing}"
+
+
+# ---- installing ----
+
+CUDA = ("nvidia-", "cuda-", "triton")  # of torch's wheels for GPUs: Colab's CPU image has another, and pip keeps it
+
+
+@pytest.mark.slow
+def test_colab_keeps_what_it_has_and_gets_little_more(tmp_path):
+    """The first cell of a notebook replaces no package there: that would mean restarting the runtime."""
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(tmp_path / "uv"), "uv"]
+    fetched = subprocess.run(pip, capture_output=True, text=True)
+    if fetched.returncode:
+        pytest.skip(f"no package index can be reached: {fetched.stderr.strip()[-200:]}")
+    setting = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]  # uv does not read pip's settings
+    index = os.environ.get("PIP_INDEX_URL") or subprocess.run(setting, capture_output=True, text=True).stdout.strip()
+    there = ROOT / "tests" / "colab-2026-08.txt"
+    compile = ["pip", "compile", "pyproject.toml", "--python-version=3.13", "--constraint", there, "--no-annotate"]
+    result = subprocess.run(
+        [tmp_path / "uv" / "bin" / "uv", *compile, "--no-header"],
+        cwd=ROOT,
+        env={**os.environ, "UV_PYTHON_DOWNLOADS": "never"} | ({"UV_DEFAULT_INDEX": index} if index else {}),
+        capture_output=True,
+        text=True,
+    )
+    if re.search("error sending request|dns error|timed out", result.stderr, re.I):
+        pytest.skip(f"no package index can be reached: {result.stderr.strip()[-200:]}")
+    assert result.returncode == 0, f"with what Colab has, there is no way to install this:\n{result.stderr}"
+
+    def names(lines: str) -> set[str]:
+        found = re.findall(r"^([\w.-]+)==", lines, re.M)
+        return {name.lower().replace("_", "-") for name in found}
+
+    added = {name for name in names(result.stdout) - names(there.read_text("utf8")) if not name.startswith(CUDA)}
+    assert {"gguf", "jaxtyping", "rouge-score"} <= added, "these Colab does not have"
+    assert len(added) <= 8, f"a reader on Colab would wait for {sorted(added)}"
 
 
 # ---- the book ----
