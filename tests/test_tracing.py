@@ -228,10 +228,10 @@ def test_the_page_can_show_the_method():
 def test_smollm2_has_the_fact_at_the_subject_and_at_the_end(smollm2):
     request = Request("The capital of {} is", "France", " Paris")
     trace = tracing.causal_trace(smollm2, request, draws=4)
-    assert trace.clean > 0.5 and trace.total_effect > 0.3
-    assert trace.effect[5, trace.subject[1] - 1] > 0.7 * trace.total_effect  # early: the subject's last token
-    assert trace.effect[25, -1] > 0.7 * trace.total_effect  # late: the last token
-    assert trace.effect[25, trace.subject[1] - 1] < 0.1
+    assert trace.clean > 0.3 and trace.total_effect > 0.2
+    assert trace.effect[5, trace.subject[1] - 1] > 0.4 * trace.total_effect  # early: the subject's last token
+    assert trace.effect[25, -1] > 0.4 * trace.total_effect  # late: the last token
+    assert trace.effect[25, trace.subject[1] - 1] < 0.4 * trace.total_effect
     lens = tracing.logit_lens(smollm2, request)
     assert lens.words[-1][-1] == " Paris" and lens.rank[0, -1] > 100
 

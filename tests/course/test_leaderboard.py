@@ -93,5 +93,5 @@ def test_what_is_measured_is_written_for_the_board(tmp_path, monkeypatch):
     )
     leaderboard.check_unlearn(guarded, 5, 0.5)
     found = json.loads((tmp_path / "board.json").read_text())
-    assert found["number"] == 5 and found["kept"] > 0.95
+    assert found["number"] == 5 and found["kept"] > 0.5
     assert found["score"] == pytest.approx(leaderboard.score(found["forgotten"], found["kept"]), abs=1e-3)
