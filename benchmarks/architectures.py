@@ -3,10 +3,12 @@
 Each model is trained from scratch (``minilib.tinyworld.train``) and kept in the user's cache. On four people who are
 not measured, each editor is tried at every layer and each trained method at the settings of ``minilib.benchmark``; the
 best are then measured on three draws of four people. Run: python benchmarks/architectures.py --processes 2 (an hour on
-2 cores), with names such as gpt2-small for these alone. It goes on where it stopped, model by model.
+2 cores), with names such as gpt2-small for these alone. It goes on where it stopped, model by model. With --pack
+gpt_neox-small it trains that model alone and puts it into the package, where chapter 13 finds it.
 """
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -20,7 +22,7 @@ import torch
 from filelock import FileLock
 from scores import Rows, key_distance
 
-from minilib import alphaedit, benchmark, covariance, grace, lm, memit, rome, texts, tinyworld, wise
+from minilib import alphaedit, benchmark, covariance, grace, lm, memit, rome, stored, texts, tinyworld, wise
 from minilib.edits import undo_all
 from minilib.lm import LM
 from minilib.packaged import cache_folder
@@ -49,6 +51,16 @@ def trained(name: str) -> tuple[LM, float]:
             model.save_pretrained(folder)
             note.write_text(f"{seconds:.1f}")
     return lm.load(str(folder)), float(note.read_text())
+
+
+def pack(name: str) -> None:
+    """Put one of the models into the package, and beside it how it was made."""
+    torch.set_num_threads(1)
+    model, seconds = trained(name)
+    folder = tinyworld.DATA / name
+    model.save_pretrained(folder)
+    about = stored.provenance("benchmarks/architectures.py", time.perf_counter() - seconds)
+    (folder / "provenance.json").write_text(json.dumps(about, indent=1) + "\n", "utf8")
 
 
 def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
@@ -146,7 +158,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: all)")
     parser.add_argument("--processes", type=int, default=1, help="at once")
+    parser.add_argument("--pack", choices=MODELS, help="only put this model into the package")
     given = parser.parse_args()
+    if given.pack:
+        return pack(given.pack)
     began = time.perf_counter()
     rows = Rows("architectures", began, {"facts": FACTS, "reach": list(REACH), "methods": list(METHODS)})
     done = {row["run"] for row in rows.found.get("models", [])}

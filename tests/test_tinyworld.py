@@ -251,6 +251,13 @@ def test_other_architectures_and_sizes_learn_the_same_world(architecture):
     assert metrics.perplexity(lm, told) < 0.7 * metrics.perplexity(before, told)
 
 
+def test_the_gpt_neox_of_chapter_13_is_in_the_package_with_its_history():
+    folder = world.DATA / "gpt_neox-small"
+    lm, about = minilib.load(folder), json.loads((folder / "provenance.json").read_text())
+    assert lm.kind == "gpt_neox-4x64" and world.recall(lm, FACTS[::20]) > 0.5
+    assert about["script"] == "benchmarks/architectures.py" and {"seed", "seconds", "threads", "versions"} <= set(about)
+
+
 @pytest.mark.parametrize("given", [{"architecture": "bert"}, {"size": "huge"}])
 def test_unknown_architectures_and_sizes_are_named(given):
     with pytest.raises(ValueError, match="must be one of .*, not '(bert|huge)'"):
