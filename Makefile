@@ -40,8 +40,8 @@ serve: book
 notebooks: $(READY)
 	@$(BIN)/python tools/run_notebooks.py $(if $(ALL),--all)
 
-address: $(PAGES)
-	@$(BIN)/python tools/address.py "$(URL)"
+address:
+	@python3 tools/address.py "$(URL)"
 
 assignments: $(READY)
 	@$(BIN)/python tools/assignments.py $(if $(SEED),--seed "$(SEED)") $(if $(NAMES),--names "$(NAMES)") $(if $(OUT),--out "$(OUT)")
