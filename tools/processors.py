@@ -23,6 +23,7 @@ from pathlib import Path
 import nbformat
 from common import NOTEBOOKS, ROOT, environment
 from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
 SETTINGS = {
     "native": {"OMP_NUM_THREADS": "1"},
@@ -56,8 +57,11 @@ def run_notebook(path: Path, setting: str, everything: bool) -> tuple[list[dict]
         variables["PROCESSORS_ALL"] = "1"
     client = NotebookClient(notebook, timeout=3600, kernel_name="python3", allow_errors=True, record_timing=False)
     began = time.monotonic()
-    client.execute(cwd=str(path.parent), env=variables)
     rows = []
+    try:
+        client.execute(cwd=str(path.parent), env=variables)
+    except (DeadKernelError, CellTimeoutError) as error:
+        rows.append({"where": path.stem, "setting": setting, "assertion": str(error), "values": "", "holds": False})
     for number, cell in enumerate(notebook.cells[1:]):
         for output in cell.get("outputs", []):
             row = output.get("data", {}).get("application/json", {})
@@ -73,8 +77,10 @@ def run_tests(path: Path, setting: str, everything: bool) -> tuple[list[dict], f
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", str(path), "-q", "-rfE", "-p", "no:cacheprovider"]
     variables = {**environment(), "PYTHONPATH": str(ROOT), "COLUMNS": "250", **SETTINGS[setting]}
-    said = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True).stdout
-    failed = re.findall(r"^(?:FAILED|ERROR) \S*?::(\S+)(?: - (.*))?", said, flags=re.M)
+    ended = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+)(?: - (.*))?", ended.stdout, flags=re.M)
+    if ended.returncode and not failed:
+        failed = [("pytest", f"ended with status {ended.returncode}: {ended.stderr.strip()[-200:]}")]
     rows = [{"assertion": name, "values": why, "holds": False} for name, why in failed]
     return [{"where": path.stem, "setting": setting, **row} for row in rows], time.monotonic() - began
 
@@ -86,7 +92,8 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="of notebooks, show the assertions that hold, too")
     parser.add_argument("--out", type=Path, help="keep all rows in this file, as lines of JSON")
     given = parser.parse_args()
-    tests = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if FLOATS.search(p.read_text("utf8"))]
+    found = [p for folder in ("tests", "tests/course") for p in sorted((ROOT / folder).glob("test_*.py"))]
+    tests = [p for p in found if FLOATS.search(p.read_text("utf8"))]
     paths = [p.resolve() for p in given.paths] or [*sorted(NOTEBOOKS.glob("*.ipynb")), *tests]
     failed = 0
     for setting in given.setting or SETTINGS:
