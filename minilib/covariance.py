@@ -28,6 +28,7 @@ from .texts import of_model
 from .texts import sample_texts as sample_texts
 
 WINDOW = 512  # a longer text is read in windows of so many tokens
+BAR_AFTER = 2  # seconds: what is done sooner needs no bar
 BATCH_TOKENS = 2048  # tokens run together: few enough that what a block computes stays in the processor's cache
 
 
@@ -97,7 +98,7 @@ def second_moment(
     texts : list of str, optional
         By default the sample text that comes with the library for this model (SmolLM2's for any other).
     progress : bool, default False
-        Show a progress bar.
+        Show a progress bar, once it has taken two seconds.
     together : bool, default True
         Where ``torch.distributed`` is initialised, divide the text among the processes; all return the same.
 
@@ -146,7 +147,9 @@ def second_moment(
     sizes = [lm.memory(layer).shape[1] for layer in layers]
     sums = [torch.zeros(d_k, d_k, dtype=torch.float64, device=lm.device) for d_k in sizes]
     modules = {layer: lm.down_projection(layer) for layer in layers}
-    with tqdm(total=sum(map(len, mine)), unit="token", desc="second moments", disable=not progress) as bar:
+    quiet: dict[str, Any] = {} if progress else {"disable": True}  # left out, TQDM_DISABLE in the environment decides
+    length = sum(map(len, mine))
+    with tqdm(total=length, unit="token", desc="second moments", delay=BAR_AFTER, leave=False, **quiet) as bar:
         for rows in _batches(mine):
             batch = lm.batch(rows)
             with hooks.read(modules, at="input", stop=True) as keys:
@@ -286,7 +289,8 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
         missing = [layer for layer in layers if layer not in found]
         if missing:
             with lm.unedited():
-                new = second_moment(lm, missing, texts, together=False)  # another process may wait for the lock
+                # Minutes on a slow machine, once. Not together: another process may wait for the lock.
+                new = second_moment(lm, missing, texts, progress=True, together=False)
             for layer in missing:
                 found[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
                 scratch = files[layer].with_suffix(".new")

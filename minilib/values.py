@@ -81,6 +81,7 @@ def find(
     stop_loss : float, default 0.05
         A request whose loss falls below is done.
     progress : bool, default False
+        Show a progress bar; on a terminal a search that takes over two seconds has one in any case.
 
     Returns
     -------
@@ -95,7 +96,9 @@ def find(
     names = ("loss", "nll", "kl", "decay", "norm")
     traces: list[dict[str, list[float]]] = [{name: [] for name in names} for _ in requests]
     held = active = list(range(len(requests)))  # the requests in the batch, and those of them that go on
-    for step in tqdm(range(steps), desc="v*", disable=not progress):
+    # Not asked for, a bar is shown on a terminal alone (disable=None), and only for a search that takes long.
+    shown: dict[str, Any] = {} if progress else {"disable": None, "delay": 2, "leave": False}
+    for step in tqdm(range(steps), desc="v*", **shown):
         if 2 * len(active) <= len(held):  # half are done: go on with a smaller batch
             held = active
             objective = Objective(lm, [requests[i] for i in held], layer, place, **terms)

@@ -129,7 +129,8 @@ def test_a_model_in_bfloat16_has_float32_moments(llama):
     assert (found - expected).norm() < 0.05 * expected.norm()
 
 
-def test_the_weights_and_the_progress_bar_are_left_alone(llama, capsys):
+def test_the_weights_and_the_progress_bar_are_left_alone(llama, capsys, monkeypatch):
+    monkeypatch.setattr(covariance, "BAR_AFTER", 0)
     before = weights(llama)
     second_moment(llama, 1, TEXTS)
     assert all(torch.equal(p, before[name]) for name, p in llama.model.named_parameters())
@@ -210,6 +211,17 @@ def cache(tmp_path, monkeypatch):
 
 def files(cache):
     return sorted((cache / "second_moments").glob("*.safetensors"))
+
+
+def test_what_is_computed_unasked_shows_a_bar_where_it_takes_long(llama, cache, capsys, monkeypatch):
+    monkeypatch.setattr(covariance, "BAR_AFTER", 600)  # on no machine
+    covariance.take(llama, None, [1])
+    assert capsys.readouterr().err == "", "it was quick"
+    monkeypatch.setattr(covariance, "BAR_AFTER", 0)
+    covariance.take(llama, None, [2])
+    assert "second moments" in capsys.readouterr().err
+    covariance.take(llama, None, [2])
+    assert capsys.readouterr().err == "", "it was kept"
 
 
 def test_the_packaged_text_is_many_texts():
