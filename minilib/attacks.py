@@ -326,8 +326,8 @@ def lens(edited: LM | Edit, forgotten: Forgotten, leads: Sequence[str] | None = 
     """
     lm, facts = _check(edited, forgotten)
     top = whole(top, "top")
-    ids, tokens = _before_answers(lm, facts, leads)
-    with hooks.read(dict(enumerate(lm.blocks))) as seen:
+    ids, tokens, ends = _before_answers(lm, facts, leads)
+    with hooks.read(dict(enumerate(lm.blocks))) as seen, guards.prompts_end(lm, ends):
         lm.model.base_model(**lm.batch(ids), use_cache=False)
     last = torch.tensor([len(row) - 1 for row in ids])
     ranks = []
@@ -574,18 +574,21 @@ def _first(lm: LM, fact: Fact) -> int:
     return lm.encode_target(" " + fact.value.strip())[0]
 
 
-def _before_answers(lm: LM, facts: Sequence[Fact], leads: Sequence[str] | None) -> tuple[list[list[int]], list[int]]:
-    """For each fact the tokens up to its answer, and the answer's first token."""
+def _before_answers(
+    lm: LM, facts: Sequence[Fact], leads: Sequence[str] | None
+) -> tuple[list[list[int]], list[int], list[int]]:
+    """For each fact the tokens up to its answer, the answer's first token, and the place of the question's last one."""
     if leads is not None and (isinstance(leads, str) or len(leads) != len(facts)):
         raise ValueError(f"leads must have a beginning for each of {len(facts)} facts")
-    ids, tokens = [], []
+    ids, tokens, ends = [], [], []
     for i, fact in enumerate(facts):
         lead = leads[i].rstrip() if leads is not None else ""
         start = lm.encode(fact.request(fact.answer, lm.has_chat)).ids
         word = (" " if lead or not lm.has_chat else "") + fact.value.strip()
         ids.append(start + (lm.encode_target(lead) if lead else []))
         tokens.append(lm.encode_target(word)[0])
-    return ids, tokens
+        ends.append(len(start) - 1)
+    return ids, tokens, ends
 
 
 def _states(lm: LM, facts: Sequence[Fact], layer: int) -> Float[Tensor, "facts d"]:

@@ -5,12 +5,15 @@ tree, the weights and their names stay those of the unedited model, and a copy o
 guards along. Where a guard does not answer, what the layer returned is passed on untouched, bit for bit.
 
 A ``PromptGuard`` decides once, where the prompt ends, and holds to it for the answer. A causal model is given a
-stream of tokens and not told where a prompt ends; the rule is, for each row of a call:
+stream of tokens and not told where a prompt ends; the rule is, for each row of a call of the model, or of its stack of
+blocks without the head (``model.base_model``):
 
 1. where ``prompts_end`` says so (the library's own scoring does);
 2. else where the chat template's opening of an answer stands last in these tokens;
 3. else, in a call that goes on from a cache, the prompt ended earlier and its decision holds;
 4. else at the row's last token.
+
+Where a single block is called by hand there is no prompt to decide on. That is an error: a guard is never off unsaid.
 """
 
 from __future__ import annotations
@@ -96,11 +99,11 @@ class Guard:
             earlier._seat, earlier._handles, self._seat.guard = None, [], self
             return
         seat = self._seat = Seat(self)
-        self._handles = [
-            lm.down_projection(self.layer).register_forward_hook(seat.after),
-            lm.model.register_forward_pre_hook(seat.begin, with_kwargs=True),
-            lm.model.register_forward_hook(seat.end, always_call=True),
-        ]
+        self._handles = [lm.down_projection(self.layer).register_forward_hook(seat.after)]
+        # Whoever looks inside calls the model without its head. Called with it, both begin, with the same arguments.
+        for model in (lm.model, lm.model.base_model):
+            self._handles.append(model.register_forward_pre_hook(seat.begin, with_kwargs=True))
+            self._handles.append(model.register_forward_hook(seat.end, always_call=True))
 
     @property
     def attached(self) -> bool:
@@ -147,8 +150,11 @@ class PromptGuard(Guard):
         raise NotImplementedError
 
     def change(self, keys: Tensor, output: Tensor) -> Tensor | None:
-        if self._ends is None:  # a block that is called by hand: no prompt is known
-            return None
+        if self._ends is None:
+            raise ValueError(
+                f"a block was called by hand, so its {self.what} does not know where the prompt ends: call lm.model, or "
+                "call the block inside `with lm.unedited():`"
+            )
         k = keys.reshape(*self._shape, -1)
         ends = self._ends.to(k.device)
         rows, new = torch.arange(len(k), device=k.device), ends >= 0

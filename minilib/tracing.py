@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from . import hooks, prefix
+from . import guards, hooks, prefix
 from .lm import LM, check_lm, whole
 from .requests import Request
 
@@ -111,7 +111,8 @@ def causal_trace(
     Raises
     ------
     TypeError, ValueError
-        When an argument is wrong, before anything is run; or when the model is built in a way unknown to minilib.
+        When an argument is wrong or a WISE edit is in force, before anything is run; or when the model is built in a
+        way unknown to minilib.
     """
     check_lm(lm)
     if not isinstance(request, Request):
@@ -123,6 +124,11 @@ def causal_trace(
         raise ValueError(f"noise must be above 0 and finite, not {noise!r}")
     modules = _modules(lm, kind)
     window = _window_size(lm, kind, window)
+    if any(isinstance(guard, guards.PromptGuard) and guard.attached and not guard.silent for guard in guards.on(lm)):
+        raise ValueError(
+            f"{lm.name} has a WISE memory in force, which decides on whole prompts; a trace runs parts of them: trace "
+            "inside `with lm.unedited():`"
+        )
     ids, last, start = lm.encode(request)
     assert last is not None and start is not None
     answer = lm.encode_target(request.target)[0]

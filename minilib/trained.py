@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from . import hooks
+from . import guards, hooks
 from .lm import LM
 
 HOW = ("all", "lora")
@@ -102,7 +102,7 @@ def read(lm: LM, asked: Sequence[Asked], layer: int | None = None) -> Rows:
     if not asked:
         return join([])
     watch = {"last": lm.blocks[-1]} | ({} if layer is None else {"state": lm.blocks[layer]})
-    with hooks.read(watch) as seen:
+    with hooks.read(watch) as seen, guards.prompts_end(lm, [len(prompt) - 1 for prompt, _, _ in asked]):
         lm.model.base_model(**lm.batch([prompt + answer[:-1] for prompt, answer, _ in asked]), use_cache=False)
     last = [h[len(p) - 1 : len(p) - 1 + len(a)] for h, (p, a, _) in zip(seen["last"], asked, strict=True)]
     steps = lm.unembed(torch.cat(last)).log_softmax(-1)
