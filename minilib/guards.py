@@ -152,8 +152,8 @@ class PromptGuard(Guard):
     def change(self, keys: Tensor, output: Tensor) -> Tensor | None:
         if self._ends is None:
             raise ValueError(
-                f"a block was called by hand, so its {self.what} does not know where the prompt ends: call lm.model, or "
-                "call the block inside `with lm.unedited():`"
+                f"a block was called by hand, so its {self.what} does not know where the prompt ends: call lm.model, "
+                "or call the block inside `with lm.unedited():`"
             )
         k = keys.reshape(*self._shape, -1)
         ends = self._ends.to(k.device)
@@ -222,9 +222,9 @@ def on(lm: Any) -> list[Guard]:
 @torch.no_grad()
 def keys(lm: Any, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
     """For each row of tokens, (tokens, d_k): what enters the layer's W, guards below it in force (float32)."""
-    found = []
-    for start in range(0, len(rows), ROWS):
-        chunk = rows[start : start + ROWS]
+    found, together = [], lm.together(most=ROWS)
+    for start in range(0, len(rows), together):
+        chunk = rows[start : start + together]
         batch = lm.batch(chunk)
         with hooks.read({0: lm.down_projection(layer)}, at="input", stop=True) as seen:
             lm.model(**batch, use_cache=False)

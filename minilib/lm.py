@@ -353,6 +353,17 @@ class LM:
         batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
         return {key: value.to(self.device) for key, value in batch.items()}
 
+    def together(self, rows: int | None = None, most: int = 32) -> int:
+        """How many rows run in one batch: those asked for, or else ``most``, and in half precision one.
+
+        There a row's result depends, by rounding, on how long the others of its batch are and how many. Run alone
+        it is the same each time, so that what was asked before an edit can be compared with what is asked after it.
+        Who gives a number has to ask both times in the same batches.
+        """
+        if rows is not None:
+            return whole(rows, "batch_size")
+        return most if self.model.dtype.itemsize > 2 else 1
+
     def generate(
         self,
         prompts: str | Request | Sequence[str | Request],
@@ -361,7 +372,7 @@ class LM:
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
     ) -> Any:
         """What the model says next: the continuation alone, without special tokens.
 
@@ -377,15 +388,15 @@ class LM:
             Sample among so many of the likeliest tokens; 0 is among all.
         seed : int, optional
             For sampling; the global random state is left as it was.
-        batch_size : int, default 32
-            Prompts run together.
+        batch_size : int, optional
+            Prompts run together: see ``together``.
 
         Returns
         -------
         str, or list of str for a list of prompts
         """
         max_new_tokens = whole(max_new_tokens, "max_new_tokens")
-        batch_size = whole(batch_size, "batch_size")
+        batch_size = self.together(batch_size)
         if isinstance(temperature, bool) or not isinstance(temperature, Real):
             raise TypeError(f"temperature must be a number, not {temperature!r}")
         if temperature and not 1e-6 <= temperature < math.inf:  # logits divided by less would overflow
@@ -456,7 +467,7 @@ class LM:
 
     @torch.no_grad()
     def logprobs(
-        self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int = 32
+        self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int | None = None
     ) -> Float[Tensor, "prompts vocabulary"]:
         """Log-probabilities of the token that follows each prompt (nats, float32).
 
@@ -465,10 +476,11 @@ class LM:
         prompts : str, Request or a list of them
         chat : bool, default False
             Wrap the prompts in the chat template; a Request decides for itself.
-        batch_size : int, default 32
+        batch_size : int, optional
+            Prompts run together: see ``together``.
         """
         _, prompts = as_prompts(prompts)
-        batch_size = whole(batch_size, "batch_size")
+        batch_size = self.together(batch_size)
         rows = [self.encode(p, chat=chat).ids for p in prompts]
         found = []
         for start in range(0, len(rows), batch_size):
@@ -498,10 +510,10 @@ class LM:
 
     @torch.no_grad()
     def target_steps(
-        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
+        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int | None = None
     ) -> Iterator[Float[Tensor, "target vocabulary"]]:
         """For each pair of prompt and target tokens, the log-probabilities at each step, the earlier tokens given."""
-        batch_size = whole(batch_size, "batch_size")
+        batch_size = self.together(batch_size)
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
             with guards.prompts_end(self, [len(prompt) - 1 for prompt, _ in chunk]):
@@ -510,13 +522,13 @@ class LM:
                 yield row[len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
 
     def target_logprobs(
-        self, requests: Request | Sequence[Request], batch_size: int = 32
+        self, requests: Request | Sequence[Request], batch_size: int | None = None
     ) -> list[Float[Tensor, " target"]]:
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
         return self.pair_logprobs(self.pairs(requests), batch_size)
 
     def pair_logprobs(
-        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int = 32
+        self, pairs: Sequence[tuple[list[int], list[int]]], batch_size: int | None = None
     ) -> list[Float[Tensor, " target"]]:
         """The same for pairs of prompt and target tokens."""
         found = zip(self.target_steps(pairs, batch_size), pairs, strict=True)
