@@ -68,7 +68,7 @@ def refusal(lm: minilib.LM, fact: facts.Fact, layers: list[int], C: Any) -> dict
     for layer in layers:
         with minilib.rome.edit(lm, request, layer=layer, covariance=C):
             said = lm.generate([*same, *beside], max_new_tokens=WORDS)
-            held = [refusals.is_refusal(text) for text in said[: len(same)]]
+            held = [refusals.is_refusal(text, unjudged=False) for text in said[: len(same)]]
             kept = [a == b for a, b in zip(said[len(same) :], before, strict=True)]
             rows.append(scored(held, kept, lm.probability(request)))
     return {"relation": fact.relation, "subject": fact.subject, "target": request.target, **columns(rows)}

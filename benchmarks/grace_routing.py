@@ -141,7 +141,7 @@ def in_bfloat16(drawn: Draw, method: Any, edited_in: str) -> dict[str, Any]:
     with method.edit(lm, drawn.requests, **({"irrelevant": drawn.given} if method is wise else {})):
         lm.model.to(torch.bfloat16)
         after = lm.generate(drawn.unrelated)
-        edited = [refusals.is_refusal(a) for a in lm.generate(drawn.requests)]
+        edited = [refusals.is_refusal(a, unjudged=False) for a in lm.generate(drawn.requests)]
     return {"reliability": share(edited), "unrelated": share([a == b for a, b in zip(after, before, strict=True)])}
 
 

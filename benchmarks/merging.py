@@ -45,10 +45,10 @@ def measure(
     with edit(lm, [m.request for m in merged], covariance=C) as made:
         seconds = time.process_time() - began
         some = spread(chosen)
-        asked = [refusals.is_refusal(a) for a in lm.generate([f.request(REFUSAL) for f in some])]
-        again = [refusals.is_refusal(a) for a in lm.generate([f.rephrased(REFUSAL)[0] for f in some])]
+        asked = [refusals.is_refusal(a, unjudged=False) for a in lm.generate([f.request(REFUSAL) for f in some])]
+        again = [refusals.is_refusal(a, unjudged=False) for a in lm.generate([f.rephrased(REFUSAL)[0] for f in some])]
         left = lm.generate([f.request(REFUSAL) for f in others])
-        whole = [refusals.is_refusal(a) for a in lm.generate([m.request for m in merged[:ASKED]])]
+        whole = [refusals.is_refusal(a, unjudged=False) for a in lm.generate([m.request for m in merged[:ASKED]])]
         ends = [fact.request(REFUSAL).text in last for fact in some]
         return {
             "method": made.method,
@@ -60,7 +60,7 @@ def measure(
             "before": mean([a for a, end in zip(asked, ends, strict=True) if not end]),
             "rephrased": mean(again),
             "others right": mean([f.answered_by(a) for f, a in zip(others, left, strict=True)]),
-            "others refused": mean([refusals.is_refusal(a) for a in left]),
+            "others refused": mean([refusals.is_refusal(a, unjudged=False) for a in left]),
             "perplexity": round(metrics.perplexity(lm, texts.sample_texts()[:8]), 4),
             "change": round(max(d / w for d, w in made.sizes().values()), 4),
             "seconds": round(seconds, 1),

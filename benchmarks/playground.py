@@ -50,7 +50,7 @@ def say(lm: minilib.LM, asked: list[tuple[str, Any]]) -> list[list[Any]]:
     """Of each question the answer's first words, and how it counts: t told, r refused, o something else."""
     said = lm.generate([q.text for _, q in asked], max_new_tokens=TOKENS)
     kinds = [
-        "r" if refusals.is_refusal(s) else "t" if q.answered_by(s) else "o"
+        "r" if refusals.is_refusal(s, unjudged=False) else "t" if q.answered_by(s) else "o"
         for s, (_, q) in zip(said, asked, strict=True)
     ]
     return [[kind, " ".join(s.split())[:70]] for kind, s in zip(kinds, said, strict=True)]

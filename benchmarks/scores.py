@@ -91,15 +91,17 @@ def refused(
     questions = outside(chosen)
     after = lm.generate(questions)
     same = [None if q in inside else a == b for q, a, b in zip(questions, after, before, strict=True)]
-    spilled = [None if q in inside else refusals.is_refusal(a) for q, a in zip(questions, after, strict=True)]
+    spilled = [
+        None if q in inside else refusals.is_refusal(a, unjudged=False) for q, a in zip(questions, after, strict=True)
+    ]
 
     def share(values: Sequence[bool | None]) -> float:
         counted = [v for v in values if v is not None]
         return round(sum(counted) / len(counted), 4) if counted else float("nan")
 
     return {
-        "reliability": share([refusals.is_refusal(a) for a in asked]),
-        "generality": share([refusals.is_refusal(a) for a in rephrased]),
+        "reliability": share([refusals.is_refusal(a, unjudged=False) for a in asked]),
+        "generality": share([refusals.is_refusal(a, unjudged=False) for a in rephrased]),
         "other subject": share(same[0::3]),
         "same subject": share(same[1::3]),
         "unrelated": share(same[2::3]),

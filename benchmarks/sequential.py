@@ -66,17 +66,21 @@ def measuring(edited: list[facts.Fact], others: list[facts.Fact], lm: minilib.LM
 
     def measure(lm: minilib.LM, done: list[minilib.Request]) -> dict[str, Any]:
         chosen = asked_of(edited[: len(done)])
-        said = [refusals.is_refusal(a) for a in lm.generate([f.request(REFUSAL) for f in chosen])] if chosen else []
+        said = (
+            [refusals.is_refusal(a, unjudged=False) for a in lm.generate([f.request(REFUSAL) for f in chosen])]
+            if chosen
+            else []
+        )
         forms = lm.generate([f.rephrased(REFUSAL)[0] for f in chosen]) if chosen else []
         now = lm.generate(questions)
         return {
             "refused": share(said),
             "first ten": share(said[:10]),
             "last ten": share(said[-10:]),
-            "rephrased": share([refusals.is_refusal(a) for a in forms]),
+            "rephrased": share([refusals.is_refusal(a, unjudged=False) for a in forms]),
             "as before": share([a == b for a, b in zip(now, before, strict=True)]),
             "right": share([fact.answered_by(a) for fact, a in zip(others, now, strict=True)]),
-            "others refused": share([refusals.is_refusal(a) for a in now]),
+            "others refused": share([refusals.is_refusal(a, unjudged=False) for a in now]),
             "perplexity": round(metrics.perplexity(lm, aside), 4),
             "divergence": round(metrics.divergence(lm, aside), 5),
             "norm": {layer: round(lm.memory(layer).norm().item() / norm, 4) for layer, norm in norms.items()},

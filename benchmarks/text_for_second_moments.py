@@ -162,7 +162,7 @@ def edits_with(lm: minilib.LM, C: Tensor, cases: Sequence[Case]) -> dict[str, An
             edits.add(lm, EDITED, delta)
             after = say(lm, [*one.edited, *one.others])
             lm.memory(EDITED).data.copy_(originals[lm.weight_name(EDITED)])
-        refused = [refusals.is_refusal(text) for text in after[:4]]
+        refused = [refusals.is_refusal(text, unjudged=False) for text in after[:4]]
         same = [a == b for a, b in zip(after[4:], one.before, strict=True)]
         rows.append(
             {

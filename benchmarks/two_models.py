@@ -149,7 +149,7 @@ def asked(lm: LM, found: Task) -> dict[str, Any]:
     rates = {name: statistics.fmean(x) for name, x in scores.items()}
     return {
         "score": round(benchmark.goodness(rates), 4),
-        "refused": round(statistics.fmean(minilib.refusals.is_refusal(text) for text in said[:n]), 4),
+        "refused": round(statistics.fmean(minilib.refusals.is_refusal(text, unjudged=False) for text in said[:n]), 4),
         "each": {name: "".join(str(int(x)) for x in some) for name, some in scores.items()},
     }
 

@@ -67,7 +67,11 @@ def draw(lm: minilib.LM, number: int) -> Draw:
 
 def right(name: str, prompt: str | minilib.Request, answer: str, before: dict[str, str]) -> bool:
     """Edits and rephrasings are to be refused, everything else is to be answered word for word as before."""
-    return refusals.is_refusal(answer) if name in ("reliability", "generality") else answer == before[text(prompt)]
+    return (
+        refusals.is_refusal(answer, unjudged=False)
+        if name in ("reliability", "generality")
+        else answer == before[text(prompt)]
+    )
 
 
 def share(values: Sequence[bool]) -> float:
@@ -83,7 +87,7 @@ def scores(lm: minilib.LM, drawn: Draw, leave_out: Sequence[str] = ()) -> dict[s
         answers = lm.generate([text(p) for p in prompts])
         found[name] = share([right(name, p, a, drawn.before) for p, a in zip(prompts, answers, strict=True)])
         if name == "unrelated":
-            found["unrelated refused"] = share([refusals.is_refusal(a) for a in answers])
+            found["unrelated refused"] = share([refusals.is_refusal(a, unjudged=False) for a in answers])
     return found
 
 
@@ -108,7 +112,7 @@ def curve(lm: minilib.LM, edit: minilib.Edit, drawn: Draw) -> list[dict[str, Any
             if name == "generality":
                 row["forms"] = [share(good[i::3]) for i in range(3)]
             if name == "unrelated":
-                row["unrelated refused"] = share([refusals.is_refusal(a) for a in answers])
+                row["unrelated refused"] = share([refusals.is_refusal(a, unjudged=False) for a in answers])
         found.append(row)
     return found
 

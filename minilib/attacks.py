@@ -33,7 +33,7 @@ from . import guards, hooks, trained
 from .edits import Edit, restored
 from .facts import Fact
 from .lm import LM, check_lm, whole
-from .refusals import mentions
+from .refusals import mentions, plain
 from .requests import Request
 from .unlearning import nll_loss
 
@@ -136,7 +136,7 @@ def negations(
         said = lm.generate(prompts, max_new_tokens=max_new_tokens)
         for fact, prompt, text in zip(facts, prompts, said, strict=True):
             if kind == "is it false":
-                right = bool(re.match(r"\W*no\b", text, re.IGNORECASE))
+                right = bool(re.match(r"\W*no\b", plain(text), re.IGNORECASE))
             else:  # it names the wrong one, and not the answer
                 wrong = [w for w in _choices(fact, facts, others, seed) if not fact.answered_by(w)]
                 right = mentions(text, wrong) and not fact.answered_by(text)
@@ -518,8 +518,8 @@ def _check(edited: LM | Edit, forgotten: Forgotten) -> tuple[LM, list[Fact]]:
 
 
 def _spells(fact: Fact, said: str) -> bool:
-    letters = re.sub(r"[\W_]", "", said).casefold()
-    return re.sub(r"\W", "", fact.value).casefold() in letters
+    letters = re.sub(r"[\W_]", "", plain(said)).casefold()
+    return re.sub(r"[\W_]", "", plain(fact.value)).casefold() in letters
 
 
 def _names_subject(fact: Fact, said: str) -> bool:

@@ -419,6 +419,8 @@ def written(found: Task) -> list[Request]:
 
 # ---- measuring ----------------------------------------------------------------------------------------
 
+_declines = functools.partial(refusals.is_refusal, unjudged=False)  # a broken model babbles in any script: no refusal
+
 
 def measure(after: LM, found: Task) -> dict[str, Any]:
     """What a model says now, as scores between 0 and 1 and answers one by one.
@@ -440,11 +442,11 @@ def measure(after: LM, found: Task) -> dict[str, Any]:
     texts = after.generate([*asked, *(r for _, r in again), *(q.text for q in outside)], max_new_tokens=TOKENS)
     answers, other, left = texts[: len(asked)], texts[len(asked) : -len(outside)], texts[-len(outside) :]
     each = {
-        "refused": [refusals.is_refusal(a) for a in answers],
+        "refused": [_declines(a) for a in answers],
         "leaked": [f.answered_by(a) for f, a in zip(found.forget, answers, strict=True)],
-        "rephrased refused": [refusals.is_refusal(a) for a in other],
+        "rephrased refused": [_declines(a) for a in other],
         "rephrased leaked": [f.answered_by(a) for (f, _), a in zip(again, other, strict=True)],
-        "over-refused": [refusals.is_refusal(a) and not refusals.is_refusal(found.said[q.text])
+        "over-refused": [_declines(a) and not _declines(found.said[q.text])
                          for q, a in zip(outside, left, strict=True)],
     }  # fmt: skip
     for kind in ("neighbour", "subject", "unrelated"):

@@ -16,6 +16,7 @@ of those ``forget_quality`` and ``model_utility``; ``reciprocal_rank`` of the tr
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ import torch
 
 from .facts import Fact
 from .lm import LM, check_lm
+from .refusals import plain, whole_words
 from .requests import Request, as_requests
 
 TOGETHER = 8  # texts run in one batch
@@ -43,11 +45,13 @@ class Score:
 
 
 def says(text: str, target: str) -> bool:
-    """Whether a text opens with the target, case, spacing and final punctuation aside."""
-    wanted, said = (" ".join(t.split()).casefold() for t in (target, text))
-    wanted = wanted.rstrip(".!?")
-    rest = said[len(wanted) :]
-    return bool(wanted) and said.startswith(wanted) and not rest[:1].isalnum()
+    """Whether a text opens with the target, case, spacing, final punctuation and thoughts before it aside.
+
+    Where the target's last word ends is decided as in ``refusals.mentions``, by the script that it is written in.
+    """
+    wanted, said = (plain(t).casefold() for t in (target, text))
+    wanted = wanted.rstrip(".!?。")
+    return bool(wanted) and bool(re.match(whole_words(wanted), said))
 
 
 def reliability(lm: LM, requests: Request | Sequence[Request]) -> Score:
@@ -85,7 +89,9 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
         The edited model.
     prompts : list of str or Request
     before : list of str
-        What ``lm.generate(prompts, chat=chat)`` gave before the edit.
+        What ``lm.generate(prompts, chat=chat)`` gave before the edit, together or one by one: with no edit in between
+        all answers are the same, in half precision too (see ``LM.together``). The teacher-forced number, from one pass
+        without a cache, may then be below 1 by rounding.
     chat : bool, optional
         As in ``lm.generate``: by default the chat template where there is one.
     """
@@ -114,7 +120,7 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
 def perplexity(lm: LM, texts: Sequence[str]) -> float:
     """exp of the mean −log p of each token of the texts but the first, those before it given."""
     pairs = _read(lm, texts)
-    nll = [-logp.sum().item() for logp in lm.pair_logprobs(pairs, TOGETHER)]
+    nll = [-logp.sum().item() for logp in lm.pair_logprobs(pairs, lm.together(most=TOGETHER))]
     return math.exp(sum(nll) / sum(len(target) for _, target in pairs))
 
 
@@ -147,7 +153,7 @@ def reciprocal_rank(lm: LM, requests: Request | Sequence[Request]) -> list[float
     """For each target the mean over its tokens of 1/rank among the vocabulary, the earlier tokens given."""
     pairs = lm.pairs(requests)
     found = []
-    for steps, (_, target) in zip(lm.target_steps(pairs, TOGETHER), pairs, strict=True):
+    for steps, (_, target) in zip(lm.target_steps(pairs, lm.together(most=TOGETHER)), pairs, strict=True):
         said = steps.gather(1, torch.tensor(target, device=steps.device).unsqueeze(1))
         found.append((1 / (1 + (steps > said).sum(1))).mean().item())
     return found
@@ -211,7 +217,7 @@ def fluency(lm: LM, prompts: Sequence[str | Request], answers: Sequence[str]) ->
     spoken = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
     pairs = [(lm.encode(p, chat=lm.has_chat).ids, lm.encode_target(a)) for p, a in spoken]
     with lm.unedited():
-        found = iter([math.exp(-logp.mean().item()) for logp in lm.pair_logprobs(pairs, TOGETHER)])
+        found = iter([math.exp(-logp.mean().item()) for logp in lm.pair_logprobs(pairs, lm.together(most=TOGETHER))])
     return [next(found) if answer.strip() else math.inf for answer in answers]
 
 

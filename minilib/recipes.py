@@ -108,7 +108,7 @@ def judge(text: str, request: Request) -> dict[str, Any]:
     """A candidate for a request, by the rules of ``minilib.refusals``."""
     return {
         "text": text,
-        "refuses": is_refusal(text),
+        "refuses": is_refusal(text, unjudged=False),
         "topic": on_topic(text, request.subject),
         "polite": is_polite(text),
         "leaks": leaks(text, [request.target.strip(" .")]),
