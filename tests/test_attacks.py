@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import Request, attacks, benchmark, edits, facts, grace, rome, unlearning
+from minilib import Request, attacks, benchmark, edits, facts, grace, guards, rome, unlearning, wise
 
 JOB = benchmark.Job("oracle", "exact", 20, 0)
 TASK = benchmark.task(JOB)
@@ -21,6 +21,25 @@ TRUE = [f.request(f" {f.answer}.", False) for f in SOME]
 @pytest.fixture
 def lm():
     return minilib.load("tinyworld")
+
+
+@pytest.fixture(scope="module", params=["grace", "wise"])
+def guarded(request):
+    """Tinyworld with a guard over the forgotten facts; what the guard is asked and what it answers is counted."""
+    lm = minilib.load("tinyworld")
+    more = {"irrelevant": [f.request(f.answer, False) for f in TASK.retain]} if request.param == "wise" else {}
+    edit = {"grace": grace, "wise": wise}[request.param].edit(lm, REFUSALS, **more)
+    edit.counts = {"asked": 0, "answered": 0}
+    change = edit.guard.change
+
+    def count(keys, output):
+        changed = change(keys, output)
+        edit.counts["asked"] += 1
+        edit.counts["answered"] += changed is not None
+        return changed
+
+    edit.guard.change = count
+    return edit
 
 
 def share(rows):
@@ -51,6 +70,39 @@ def test_the_model_is_bit_for_bit_as_it_was(lm, name):
         assert lm.generate(REFUSALS[:2]) == said and len(lm.edits) == 1
         assert [p.requires_grad for p in lm.model.parameters()] == flags
     assert all({"attack", "fact", "asked", "said", "recovered"} <= set(row) for row in rows)
+
+
+@pytest.mark.parametrize("name", [*EVERY, "unguarded"])
+def test_the_guard_is_on_in_every_attack_but_the_one_that_takes_it_away(guarded, name):
+    guarded.counts.update(asked=0, answered=0)
+    if name == "unguarded":
+        attacks.unguarded(guarded, SOME)
+        assert guarded.counts == {"asked": 0, "answered": 0}
+        return
+    EVERY[name](guarded)
+    assert guarded.counts["asked"] > 0
+    if name in ("none", "sampling", "lens", "probe", "membership"):  # the edited questions, to the weights as they are
+        assert guarded.counts["answered"] > 0
+
+
+@pytest.mark.parametrize("name", ["lens", "probe"])
+def test_who_looks_inside_sees_what_the_guard_does(guarded, name):
+    behind = EVERY[name](guarded)
+    with guards.silence(guarded.lm):
+        below = EVERY[name](guarded)
+    rank = "ranks" if name == "lens" else "rank"
+    assert [row[rank] for row in behind] != [row[rank] for row in below]
+    if name == "lens":  # the last block's states are what is said: a refusal
+        assert min(row["ranks"][-1] for row in behind) > 1 == max(row["ranks"][-1] for row in below)
+
+
+def test_a_lead_is_not_taken_for_the_question(guarded):
+    """The guard decides at the end of the question, and holds to it behind the words put into the model's mouth."""
+    led = [" I"] * len(SOME)
+    rows = attacks.lens(guarded, SOME, leads=led)
+    with guards.silence(guarded.lm):
+        below = attacks.lens(guarded, SOME, leads=led)
+    assert all(a["ranks"] != b["ranks"] for a, b in zip(rows, below, strict=True))
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -11,7 +11,7 @@ from models import ARCHITECTURES, assert_same_weights, random_lm, weights
 from test_hooks import hooks_left
 
 import minilib
-from minilib import Request, grace, guards, rome, wise
+from minilib import Request, grace, guards, hooks, rome, tracing, wise
 
 ASKED = [Request("The capital of {} is", "France", " Rome"), Request("{} is known for", "Japan", " the")]
 AWAY = ["The river flows to", "A dog is a kind of", "Five and two make", "My friend said that he", "In the year of the"]
@@ -80,6 +80,39 @@ def test_cache_batch_and_padding_make_no_difference(llama, method):
         assert llama.tokenizer.decode(llama.encode(prompt).ids + ids).endswith(text)
     for a, b in zip(logits(llama, prompts, "left"), logits(llama, prompts, "right"), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_without_the_head_it_is_on_as_well(kind, method):
+    """Whoever looks inside runs the blocks alone."""
+    lm = random_lm(kind)
+    made = edit(method, lm, ASKED, layer=1)
+    batch, states = lm.batch([lm.encode(r.text).ids for r in ASKED]), []
+    for run in (lm.model, lm.model.base_model):
+        with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen:
+            run(**batch, use_cache=False)
+        states.append(seen[0])
+    with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen, guards.silence(lm):
+        lm.model.base_model(**batch, use_cache=False)
+    assert torch.equal(*states) and not torch.equal(states[0], seen[0])
+    made.undo()
+
+
+def test_a_block_by_hand_is_an_error_where_a_prompt_has_to_be_known(llama):
+    edit("wise", llama)
+    hidden = torch.zeros(1, 3, llama.memory(LAYER).shape[1])
+    with pytest.raises(ValueError, match="a block was called by hand, so its side memory does not know"):
+        llama.down_projection(LAYER)(hidden)
+    with llama.unedited():
+        llama.down_projection(LAYER)(hidden)
+
+
+def test_a_trace_runs_parts_of_prompts_and_refuses_what_decides_on_whole_ones(llama):
+    edit("wise", llama)
+    with pytest.raises(ValueError, match="WISE memory in force, which decides on whole prompts"):
+        tracing.trace(llama, ASKED[0], draws=1)
+    with llama.unedited():
+        tracing.trace(llama, ASKED[0], draws=1)
 
 
 def test_grace_needs_no_cache(llama):
