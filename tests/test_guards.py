@@ -110,9 +110,9 @@ def test_a_block_by_hand_is_an_error_where_a_prompt_has_to_be_known(llama):
 def test_a_trace_runs_parts_of_prompts_and_refuses_what_decides_on_whole_ones(llama):
     edit("wise", llama)
     with pytest.raises(ValueError, match="WISE memory in force, which decides on whole prompts"):
-        tracing.trace(llama, ASKED[0], draws=1)
+        tracing.causal_trace(llama, ASKED[0], draws=1)
     with llama.unedited():
-        tracing.trace(llama, ASKED[0], draws=1)
+        tracing.causal_trace(llama, ASKED[0], draws=1)
 
 
 def test_grace_needs_no_cache(llama):
