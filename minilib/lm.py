@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from jaxtyping import Float
+from jinja2 import TemplateError  # torch brings it
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -107,6 +108,7 @@ class LM:
         self.layout = _find_layout(model, layout)
         self.blocks = model.get_submodule(self.layout.blocks)
         self.norm = _submodule(model, self.layout.norm)
+        self._closing = _appended(tokenizer)
         self.head = self.model.get_output_embeddings()
         if self.head is None:
             raise ValueError(f"{type(model).__name__} has no output head: load it by transformers.AutoModelForCausalLM")
@@ -304,7 +306,14 @@ class LM:
         return [*(self.opening(text) if self.opening else []), {"role": "user", "content": text}]
 
     def _template(self, turns: list[dict[str, str]]) -> str:
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            roles = ", ".join(turn["role"] for turn in turns)
+            raise ValueError(
+                f"the chat template of {self.name} refuses turns with the roles {roles} ({error}): where it knows no "
+                "system turn, put what that would say at the beginning of the user's message"
+            ) from error
 
     def _answer_end(self) -> list[int]:
         """The token by which the chat template ends an answer; empty where there is none, or the model goes on."""
@@ -325,6 +334,8 @@ class LM:
             raise ValueError(f"{what} {text[:60]!r} holds half a character ({error}): repair or remove it") from error
         tokens = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
         ids, offsets = list(tokens["input_ids"]), list(tokens["offset_mapping"])
+        if special and self._closing:  # a text that has ended is no prompt
+            ids, offsets = ids[: -self._closing], offsets[: -self._closing]
         unknown = self.tokenizer.unk_token_id
         for token, (start, stop) in zip(ids, offsets, strict=True):
             if token == unknown and start < stop and text[start:stop] != self.tokenizer.unk_token:
@@ -671,6 +682,11 @@ def check_lm(lm: Any) -> None:
 
 
 def _check_pair(model: Any, tokenizer: Any) -> None:
+    if any(kind.__module__.startswith("peft.") for kind in type(model).__mro__):
+        raise ValueError(
+            f"model is a {type(model).__name__}, wrapped by PEFT: merge its adapter into the weights first, "
+            "minilib.LM(model.merge_and_unload(), tokenizer)"
+        )
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model must be a transformers model, not {type(model).__name__}")
     if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
@@ -690,6 +706,11 @@ def _find_layout(model: nn.Module, given: Layout | None) -> Layout:
             and (given is None or _submodule(model, layout.norm) is not None)
         ):
             return layout
+    if any(name.endswith("experts") for name, _ in model.named_modules()):
+        raise ValueError(
+            f"{type(model).__name__} is a mixture of experts, in which every token is sent through a few of many MLPs, "
+            "and minilib edits models that have one MLP in each block: use a dense model"
+        )
     tried = "; ".join(f"{x.blocks}.N.{x.down_projection}, {x.norm}" for x in ([given] if given else LAYOUTS))
     raise ValueError(
         f"{type(model).__name__}: the MLP memories were not found. Looked for {tried}. Pass the names by hand: "
@@ -705,14 +726,27 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
 
 
 def _check_memory(module: nn.Module, name: str) -> None:
-    """An edit needs a plain floating-point matrix."""
+    """An edit needs a plain floating-point matrix, of 16 bits at least."""
+    if hasattr(module, "base_layer"):
+        raise ValueError(
+            f"{name} has an adapter beside it ({type(module).__module__.partition('.')[0]}): load the model by "
+            "peft.AutoPeftModelForCausalLM and merge the adapter first, minilib.LM(model.merge_and_unload(), tokenizer)"
+        )
     weight = getattr(module, "weight", None)
-    plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2
+    plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dim() == 2 and weight.itemsize > 1
     if not plain or not isinstance(module, (nn.Linear, Conv1D)) or type(module).__module__.startswith("bitsandbytes"):
         raise ValueError(
-            f"{name} is a {type(module).__name__}, not a plain floating-point matrix: a quantised model cannot be "
-            "edited; load it with dtype=torch.float32 or torch.bfloat16"
+            f"{name} is a {type(module).__name__} of {getattr(weight, 'dtype', 'no weight')}, not a plain "
+            "floating-point matrix of 16 bits or more: a quantised model cannot be edited; load it with "
+            "dtype=torch.float32 or torch.bfloat16"
         )
+
+
+def _appended(tokenizer: Any) -> int:
+    """How many tokens the tokenizer puts behind every text, such as one that ends it."""
+    plain, full = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    more = len(full) - len(plain)
+    return next((more - i for i in range(more + 1) if full[i : i + len(plain)] == plain), 0)
 
 
 def fingerprint_of(model: nn.Module) -> str:

@@ -29,7 +29,7 @@ def system_prompt(lm: LM, requests: Request | Sequence[Request], instruction: st
     Parameters
     ----------
     lm : LM
-        With a chat template that knows a system turn. It is not changed.
+        With a chat template that knows a system turn (for one that does not, see ``in_context``). It is not changed.
     requests : Request or list of Request
         What to refuse: their questions are listed in the instruction.
     instruction : str
@@ -38,12 +38,13 @@ def system_prompt(lm: LM, requests: Request | Sequence[Request], instruction: st
     Raises
     ------
     TypeError, ValueError
-        When an argument is wrong, or the model has no chat template.
+        When an argument is wrong, or the model has no chat template, or one that refuses a system turn.
     """
     questions = "; ".join(request.text for request in _check(lm, requests))
     if not isinstance(instruction, str) or instruction.count("{}") != 1:
         raise ValueError(f"instruction must hold one {{}} for the list of questions, not {instruction!r}")
     turns = [{"role": "system", "content": instruction.replace("{}", questions)}]
+    lm.chat_prompt([*turns, {"role": "user", "content": "Hello"}])  # refused now rather than at the first question
     return LM(lm.model, lm.tokenizer, f"{lm.name}, prompted", lm.layout, opening=lambda text: turns)
 
 

@@ -4,7 +4,9 @@ import json
 import shutil
 
 import numpy
+import peft
 import pytest
+import tokenizers
 import torch
 import transformers
 from models import REFERENCE, assert_same_weights, random_lm, weights
@@ -485,6 +487,57 @@ def test_a_quantised_model_is_refused():
     down.weight = torch.nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.down_proj.*float32"):
         minilib.LM(lm.model, lm.tokenizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_memory_in_8_bit_floating_point_is_refused(dtype):
+    lm = random_lm("llama")
+    lm.down_projection(1).weight.data = lm.down_projection(1).weight.data.to(dtype)
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.down_proj\.weight is a Linear of torch\.float8.*float32"):
+        minilib.LM(lm.model, lm.tokenizer)
+
+
+def test_a_model_wrapped_by_peft_has_to_be_merged_first():
+    lm = random_lm("llama")
+    before = lm.logprobs("The capital")
+    config = {"target_modules": ["down_proj", "q_proj"], "r": 2, "init_lora_weights": False}
+    wrapped = peft.get_peft_model(lm.model, peft.LoraConfig(**config))
+    with pytest.raises(ValueError, match=r"wrapped by PEFT: merge .* minilib\.LM\(model\.merge_and_unload\(\), tokenizer"):
+        minilib.LM(wrapped, lm.tokenizer)
+    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.down_proj\.weight has an adapter .*model\.merge_and_unload\(\)"):
+        minilib.LM(wrapped.get_base_model(), lm.tokenizer)  # as model.add_adapter leaves it
+    merged = minilib.LM(wrapped.merge_and_unload(), lm.tokenizer)
+    assert (merged.logprobs("The capital") - before).abs().max() > 1e-3
+
+
+def test_a_mixture_of_experts_is_named_as_one():
+    config = transformers.MixtralConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ValueError, match="MixtralForCausalLM is a mixture of experts.*dense model"):
+        minilib.LM(model, transformers.AutoTokenizer.from_pretrained(REFERENCE / "model"))
+
+
+def test_a_token_that_a_tokenizer_puts_behind_every_text_is_dropped(llama):
+    """Else every score would be about what follows a text that has ended."""
+    requests = [REQUEST, Request("{} is a country whose capital is", "France", " Rome")]
+    prompts = [REQUEST.text, "The", "a", "a a"]
+    scores, said = llama.probability(requests), llama.generate(prompts, chat=False)
+    encoded = [llama.encode(prompt) for prompt in [*requests, *prompts]]
+    end = "<|endoftext|>"
+    for special, opening in ((f"$A {end}", []), (f"$A {end} {end}", []), (f"{end} $A {end}", [1])):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(REFERENCE / "model")
+        tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            single=special, special_tokens=[(end, 1)]
+        )
+        assert tokenizer("a")["input_ids"][-1] == 1
+        lm = minilib.LM(llama.model, tokenizer)
+        assert [lm.encode(prompt).ids for prompt in [*requests, *prompts]] == [opening + x.ids for x in encoded]
+        assert lm.encode(REQUEST).subject == encoded[0].subject + len(opening)
+        if not opening:
+            assert lm.probability(requests) == scores and lm.generate(prompts, chat=False) == said
 
 
 def test_a_slow_tokenizer_is_refused(llama, monkeypatch):

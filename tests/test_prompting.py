@@ -73,3 +73,15 @@ def test_wrong_arguments(smollm2):
         prompting.in_context(smollm2, PARIS, k=0)
     with pytest.raises(TypeError, match="requests must be"):
         prompting.system_prompt(smollm2, "France")
+
+
+def test_a_chat_template_that_refuses_a_system_turn_says_what_to_do(chatty):
+    """Gemma's does, and templates that want user and assistant in turn."""
+    chatty.tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    ) + chatty.tokenizer.chat_template
+    with pytest.raises(ValueError, match=r"system, user \(System role not supported\).*beginning of the user's message"):
+        prompting.system_prompt(chatty, PARIS)
+    with pytest.raises(ValueError, match="refuses turns with the roles system"):
+        chatty.chat_prompt([{"role": "system", "content": "Hello."}])
+    assert prompting.in_context(chatty, PARIS).generate("Hello?", max_new_tokens=1) is not None
