@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import pytest
 
@@ -77,8 +78,10 @@ def test_what_cannot_be_read_is_said(tmp_path):
     with pytest.raises(ValueError, match="record 1 has no field 'target_true'"):
         rewrite = {k: v for k, v in COUNTERFACT["requested_rewrite"].items() if k != "target_true"}
         readers.counterfact(write(tmp_path, [COUNTERFACT | {"requested_rewrite": rewrite}], False))
-    with pytest.raises(ValueError, match="record 1 cannot be read: src does not name its subject 'Other'"):
+    with pytest.raises(ValueError, match="no record that can be used; record 1: src does not name its subject 'Other'"):
         readers.zsre(write(tmp_path, [ZSRE | {"subject": "Other"}], False))
+    with pytest.raises(ValueError, match="record 1 cannot be read"):
+        readers.zsre(write(tmp_path, [ZSRE | {"src": 3}], False))
     with pytest.raises(ValueError, match="record 1 is a str"):
         readers.zsre(write(tmp_path, ["text"], False))
     with pytest.raises(ValueError, match="holds no record"):
@@ -87,3 +90,82 @@ def test_what_cannot_be_read_is_said(tmp_path):
     broken.write_text('{"question": ', "utf8")
     with pytest.raises(ValueError, match="neither a JSON list nor JSON lines"):
         readers.tofu(broken)
+
+
+def changed(record, **fields):
+    """A record of CounterFact with other fields inside its rewrite."""
+    return record | {"requested_rewrite": record["requested_rewrite"] | fields}
+
+
+@pytest.mark.parametrize(
+    ("read", "good", "bad", "why"),
+    [
+        (readers.counterfact, COUNTERFACT, changed(COUNTERFACT, prompt="Her mother tongue is"), "has no single {}"),
+        (readers.zsre, ZSRE, ZSRE | {"subject": "Other"}, "src does not name its subject 'Other': 'Who built"),
+        (readers.zsre, ZSRE, ZSRE | {"answers": []}, "not enough values"),
+        (readers.tofu, TOFU, TOFU | {"subject": "Other"}, "question does not name its subject 'Other'"),
+        (readers.tofu, TOFU, TOFU | {"subject": " "}, "question does not name its subject ' '"),
+    ],
+)
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_record_that_cannot_be_used_is_left_out_and_listed(tmp_path, read, good, bad, why, lines):
+    with pytest.warns(UserWarning, match=r"2 of 4 records left out \(see its \.skipped\): record 2"):
+        found = read(write(tmp_path, [good, bad, good, bad], lines))
+    assert len(found) == 2 and found[0] == found[1]
+    assert [text.partition(":")[0] for text in found.skipped] == ["record 2", "record 4"]
+    assert all(why in text for text in found.skipped)
+    assert not read(write(tmp_path, [good], lines)).skipped
+
+
+def test_json_lines_end_at_line_feeds_alone(tmp_path):
+    """str.splitlines cuts at U+2028, U+0085 and their like, which may stand in a JSON string as they are."""
+    rows = [TOFU | {"answer": f"One{cut}two."} for cut in "\u2028\u2029\x85"]
+    file = tmp_path / "rows.jsonl"
+    for end in ("\n", "\r\n"):
+        text = end.join(json.dumps(row, ensure_ascii=False) for row in rows) + end + end
+        file.write_bytes(b"\xef\xbb\xbf" + text.encode())  # some editors write a byte order mark
+        assert [fact.answer for fact in readers.tofu(file)] == [row["answer"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "template"),
+    [
+        ("Did Ann live in Annapolis?", "Ann", "Did {} live in Annapolis?"),
+        ("Did Ann meet Ann-Marie and Joann?", "Ann", "Did {} meet Ann-Marie and Joann?"),
+        ("Is this Ann's book?", "Ann", "Is this {}'s book?"),
+        ("Who is Ann, and who was Ann?", "Ann", "Who is Ann, and who was {}?"),
+        ("Where does José live?", "Jos", None),
+        ("Where does Jose\u0301 live?", "Jose", None),
+        ("Where does Jose\u0301 live?", "José", "Where does {} live?"),
+        ("东京在哪里？", "东京", "{}在哪里？"),
+        ("서울은 어디에 있습니까?", "서울", "{}은 어디에 있습니까?"),
+        ("Где родилась Анна?", "Анна", "Где родилась {}?"),
+        ("Где Аннаполис?", "Анна", None),
+        ("What is C++?", "C++", "What is {}?"),
+    ],
+)
+def test_a_template_is_made_at_whole_words(text, subject, template):
+    assert readers._templates([text], subject) == (() if template is None else (template,))
+
+
+@pytest.mark.parametrize(
+    ("question", "name"),
+    [
+        ("In what year did Élodie Śliwińska write?", "Élodie Śliwińska"),
+        ("Did E\u0301lodie S\u0301liwin\u0301ska write plays?", "E\u0301lodie S\u0301liwin\u0301ska"),
+        ("Где родилась Анна Каренина?", "Анна Каренина"),
+        ("Ποιος είναι ο Νίκος Καζαντζάκης;", "Νίκος Καζαντζάκης"),
+        ("What did 村上春樹 write first?", "村上春樹"),
+        ("Where was نجيب محفوظ born?", "نجيب محفوظ"),
+        ("Where was महादेवी वर्मा born?", "महादेवी वर्मा"),
+        ("Did Țepeș Ạn's father know Bo?", "Țepeș Ạn"),
+        ("Who taught J. R. van der Berg, in Utrecht?", "J. R. van der Berg"),
+        ("What is the genre of O'Brien-Smith's first novel?", "O'Brien-Smith"),
+        ("What do «Jean-Luc Martin» and Bo share?", "Jean-Luc Martin"),
+        ("Who are they?", "they"),
+    ],
+)
+def test_a_name_is_found_whole_in_any_script(tmp_path, question, name):
+    (fact,) = readers.tofu(write(tmp_path, [{"question": question, "answer": "x"}], True))
+    assert fact.subject == name
+    assert fact.question == unicodedata.normalize("NFC", question.replace(name, "{}"))
