@@ -27,9 +27,11 @@ from torch import Tensor
 
 from . import guards
 from .lm import LM, as_prompts, check_lm, present
+from .notes import unanswered
 from .requests import Request
 
 FORMAT = 1  # of saved edits
+SHOWN = 5  # of its notes
 
 Method = TypeVar("Method", bound=Callable[..., "Edit"])
 
@@ -53,12 +55,13 @@ class Edit:
     deltas : dict of str to Tensor, optional
         The change of each parameter, in the parameter's shape.
     traces : list of dict, optional
-        For each request, how its optimisation went: lists ``loss``, ``nll``, ``kl`` and ``norm``.
+        For each request, how its optimisation went: lists ``loss``, ``nll``, ``kl``, ``norm`` and its ``limit``.
     factors : dict of str to (Tensor, Tensor), optional
         Changes that are a product of thin matrices, as those: (rows, r) and (r, columns) of the parameter. Their
         products join ``deltas``.
     notes : list of str, optional
-        What the reader should know, such as a target that the model said before.
+        What the reader should know, such as a target that the model said before. ``editor`` adds the requests that are
+        not answered with their target.
     guard : guards.Guard, optional
         A memory beside the weights, which this edit puts into force.
     previous : Edit, optional
@@ -285,7 +288,8 @@ class Edit:
             + (f"<p>and {left} more</p>" if rows and left else "")
             + (f"<ul>{sizes}</ul>" if sizes else "")
             + (f"<p>{html.escape(repr(self.guard))}</p>" if self.guard is not None else "")
-            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes[:SHOWN])
+            + (f"<p>and {len(self.notes) - SHOWN} more in <code>edit.notes</code></p>" if self.notes[SHOWN:] else "")
         )
 
 
@@ -457,8 +461,9 @@ _NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition",
 
 
 def editor(method: Method, also: Sequence[str] = ()) -> Method:
-    """Make a method refuse a keyword that it does not have with a message that names the nearest one.
+    """Make a method refuse a keyword that it does not have, and note in the end which requests it did not reach.
 
+    The message names the nearest keyword there is. The notes are those of ``notes.unanswered``.
     ``also`` names those that it takes as ``**keywords``.
     """
     parameters = inspect.signature(method).parameters
@@ -473,7 +478,14 @@ def editor(method: Method, also: Sequence[str] = ()) -> Method:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise TypeError(f"{where} has no keyword {name!r}: {hint}it takes {', '.join(known)}")
-        return method(*args, **keywords)
+        made = method(*args, **keywords)
+        if "forgets" not in made.settings:  # unlearning looks for leaks itself
+            try:
+                made.notes += unanswered(made)
+            except BaseException:  # KeyboardInterrupt too
+                made.undo()
+                raise
+        return made
 
     return checked  # type: ignore[return-value]
 

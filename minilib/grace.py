@@ -31,6 +31,7 @@ from . import guards
 from .edits import Edit, changing, continued, editor, said_before, settle
 from .guards import Guard
 from .lm import LM
+from .notes import short
 from .requests import Request, as_requests, check_distinct
 from .suffixes import Suffixes, Targets
 
@@ -317,7 +318,7 @@ def train(
         for (_, i), before, after in zip(rows, targets.said(upper.last), targets.said(last), strict=True):
             request = requests[i]
             notes += said_before([request], [before and i in now.values()])
-            notes += [] if after else [f"{request.text!r} is not answered {request.target!r} yet: raise steps"]
+            notes += [] if after else [f"{request.text!r} is not answered {short(request.target)!r} yet: raise steps"]
     return traces, notes
 
 
