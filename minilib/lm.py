@@ -8,6 +8,7 @@ final norm. ``load`` makes one from a name.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -43,7 +44,15 @@ LAYOUTS = (
     Layout("gpt_neox.layers", "mlp.dense_4h_to_h", "gpt_neox.final_layer_norm"),  # GPT-NeoX, Pythia
     Layout("model.layers", "mlp.fc2", "model.final_layernorm"),  # Phi
     Layout("model.decoder.layers", "fc2", "model.decoder.final_layer_norm"),  # OPT
+    Layout("model.layers", "mlp.c_proj", "model.norm"),  # StarCoder2
+    Layout("model.layers", "mlp.dense_4h_to_h", "model.final_layernorm"),  # Persimmon
+    Layout("model.layers", "fc2", "model.layer_norm"),  # XGLM
+    Layout("biogpt.layers", "fc2", "biogpt.layer_norm"),  # BioGPT
+    Layout("gpt_neox_japanese.layers", "mlp.dense_4h_to_h", "gpt_neox_japanese.final_layer_norm"),
+    Layout("transformer.h", "mlp.dense_4h_to_h", "transformer.ln_f"),  # Falcon, BLOOM
+    Layout("transformer.blocks", "ffn.down_proj", "transformer.norm_f"),  # MPT
 )
+ALIBI = ("bloom", "mpt")  # see how far apart two tokens are, and need no positions
 _MARK = "minilib-message"  # stands for a message in a chat template
 POST_NORM = "post_feedforward_layernorm"  # Gemma 2/3 and OLMo 2 normalise what the MLP returns before adding it
 
@@ -108,6 +117,7 @@ class LM:
         self.layout = _find_layout(model, layout)
         self.blocks = model.get_submodule(self.layout.blocks)
         self.norm = _submodule(model, self.layout.norm)
+        _check_passes(model, self.blocks)
         self._closing = _appended(tokenizer)
         self.head = self.model.get_output_embeddings()
         if self.head is None:
@@ -476,6 +486,13 @@ class LM:
         cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
+    def check_logits(self, hidden: Float[Tensor, "... d"], logits: Float[Tensor, "... vocabulary"]) -> None:
+        """Refuse a model whose logits are not what ``unembed`` makes of its last block's output; some rescale them."""
+        if not torch.allclose(self.unembed(hidden), logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                              rtol=1e-2, atol=1e-2):  # fmt: skip
+            kind = type(self.model).__name__
+            raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
+
     @torch.no_grad()
     def logprobs(
         self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int | None = None
@@ -711,11 +728,27 @@ def _find_layout(model: nn.Module, given: Layout | None) -> Layout:
             f"{type(model).__name__} is a mixture of experts, in which every token is sent through a few of many MLPs, "
             "and minilib edits models that have one MLP in each block: use a dense model"
         )
-    tried = "; ".join(f"{x.blocks}.N.{x.down_projection}, {x.norm}" for x in ([given] if given else LAYOUTS))
+    tried = "; ".join(f"{x.blocks}.N.{x.down_projection}" for x in ([given] if given else LAYOUTS))
     raise ValueError(
-        f"{type(model).__name__}: the MLP memories were not found. Looked for {tried}. Pass the names by hand: "
+        f"{type(model).__name__} has its MLP memories at none of {tried}: pass the names by hand, "
         "minilib.LM(model, tokenizer, layout=minilib.Layout(blocks=…, down_projection=…, norm=…))"
     )
+
+
+def _check_passes(model: Any, blocks: Sequence[nn.Module]) -> None:
+    """Prompts are padded, and cut in two whose first part is kept: refuse a model that cannot be run like that."""
+    known, name = inspect.signature(model.forward).parameters, type(model).__name__
+    if getattr(model, "_is_stateful", False):
+        raise ValueError(
+            f"{name} has layers that keep a running state (as linear attention and Mamba do), and minilib edits "
+            "models that keep nothing of earlier tokens but attention's keys and values"
+        )
+    if not {"cache", "past_key_values"} & set(known):
+        raise ValueError(f"{name} takes no cache, in which minilib keeps what stands before a subject")
+    if "position_ids" not in known and model.config.get_text_config().model_type not in ALIBI:
+        raise ValueError(f"{name} takes no position_ids, so padding would shift the tokens of a prompt")
+    if len({type(block) for block in blocks}) > 1:
+        raise ValueError(f"{name} has blocks of several kinds, some of which may be left out of a pass")
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:

@@ -51,6 +51,8 @@ class Suffixes:
         with torch.no_grad(), hooks.calls(lm.blocks[layer:]) as self.calls, hooks.read(ends) as seen, first_only:
             with hooks.read(entries, at="input") as into:
                 logits = lm.model(**inputs, use_cache=False).logits
+        if len(self.calls) != lm.n_layers - layer:
+            raise ValueError(f"{type(lm.model).__name__} does not run each of its blocks once, as an edit of one needs")
         self.base, self.last = seen["block"], seen["last"]  # (rows, suffix, d): without δ
         self.mlp = seen["value"].reshape(self.base.shape)  # OPT's blocks flatten rows and tokens
         self.keys = into["key"].reshape(*self.base.shape[:2], -1)
@@ -89,8 +91,7 @@ class Suffixes:
     def _check(self, entering: Tensor, logits: Tensor) -> None:
         """That δ enters the block, and the head reads it, as this module believes; some architectures rescale."""
         lm, kind = self.lm, type(self.lm.model).__name__
-        if not torch.allclose(lm.unembed(self.last[:, 0]), wide(logits[:, 0]), rtol=1e-2, atol=1e-2):
-            raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
+        lm.check_logits(self.last[:, 0], logits[:, 0])
         probe = torch.randn(self.base.shape[-1], generator=torch.Generator().manual_seed(0)).to(self.base)
         probe = probe * self.mlp[:, 0].norm() / len(self.mlp) ** 0.5 / probe.norm()
         with hooks.replace(lm.down_projection(self.layer), lambda v: v + probe):

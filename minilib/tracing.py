@@ -215,9 +215,7 @@ def _stream(lm: LM, inputs: Mapping[str, Any]) -> list[Float[Tensor, "rows token
     """The residual stream of a run: what enters each block, and last what leaves the last one."""
     with hooks.read(dict(enumerate(lm.blocks)), at="input") as into, hooks.read({0: lm.blocks[-1]}) as out:
         logits = lm.model(**inputs, use_cache=False).logits
-    if not torch.allclose(lm.unembed(out[0][:1, -1]), logits[:1, -1].float(), rtol=1e-2, atol=1e-2):
-        kind = type(lm.model).__name__
-        raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
+    lm.check_logits(out[0][:1, -1], logits[:1, -1])
     return [*(into[layer] for layer in range(lm.n_layers)), out[0]]
 
 

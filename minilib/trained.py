@@ -117,6 +117,14 @@ def read(lm: LM, asked: Sequence[Asked], layer: int | None = None) -> Rows:
     return Rows(logp, length.to(logp.dtype), steps, states)
 
 
+@torch.no_grad()
+def check_head(lm: LM, asked: Asked) -> None:
+    """Refuse a model whose logits ``read`` would not get right."""
+    with hooks.read({"last": lm.blocks[-1]}) as seen:
+        logits = lm.model(**lm.batch([asked[0]]), use_cache=False).logits
+    lm.check_logits(seen["last"][:, -1], logits[:, -1])
+
+
 def join(rows: Sequence[Rows]) -> Rows:
     """Several as one."""
     if not rows:

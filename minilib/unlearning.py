@@ -33,9 +33,10 @@ from tqdm.auto import tqdm
 from . import trained
 from .edits import Edit, changing, editor, settle
 from .lm import LM
+from .notes import leaking
 from .refusals import REFUSALS
 from .requests import Request, as_requests, check_distinct
-from .trained import Asked, Rows, join, read
+from .trained import Asked, Rows, check_head, join, read
 
 COMMON: dict[str, Any] = {
     "steps": 60,
@@ -421,6 +422,8 @@ def _unlearn(
     refused = _with_refusals(forget, refusals) if method in ("dpo", "refusal_tuning") else []
     asked = {"forget": _asked(lm, forget), "refusal": _asked(lm, refused), "retain": _asked(lm, retain)}
     s |= {"forgets": not refused, "retain": len(retain), "reference": "itself" if reference is None else reference.name}
+    for model in (lm, reference or lm):
+        check_head(model, asked["forget"][0])
     trace: dict[str, list[float]] = {"loss": [], "retain": [], "level": []}
     names = trained.names(lm, s["train"]) if layer is None else _around(lm, layer)
     with changing(lm, names) as originals:
@@ -451,6 +454,7 @@ def _unlearn(
         deltas = {name: lm.model.get_parameter(name).detach() - originals[name] for name in names}
         notes = [f"{s['steps']} steps were not enough: the answers are at {trace['level'][-1]:.2g}, not at "
                  f"forget_level {s['forget_level']:g}"] if trace["level"][-1] > s["forget_level"] else []  # fmt: skip
+        notes += leaking(lm, forget)
         return Edit(lm, method, refused or forget, s, originals, deltas, traces=[trace], notes=notes)
 
 

@@ -39,16 +39,18 @@ ARCHITECTURES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
 }
 
 
-def random_lm(kind: str, seed: int = 0) -> minilib.LM:
+def random_lm(kind: str | Callable[[], transformers.PretrainedConfig], seed: int = 0) -> minilib.LM:
     """A tiny model with random weights, large enough in scale that its answers depend on the prompt."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[kind]())
+        model = transformers.AutoModelForCausalLM.from_config(
+            (ARCHITECTURES[kind] if isinstance(kind, str) else kind)()
+        )
         for name, parameter in model.named_parameters():
             if "norm" in name or "ln_" in name:
                 continue
             parameter.data.normal_(0, 0.15)
-    return minilib.LM(model, transformers.AutoTokenizer.from_pretrained(REFERENCE / "model"), name=kind)
+    return minilib.LM(model, transformers.AutoTokenizer.from_pretrained(REFERENCE / "model"), name=str(kind))
 
 
 def weights(lm: minilib.LM) -> dict[str, torch.Tensor]:

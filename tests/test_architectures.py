@@ -1,12 +1,22 @@
 """Every supported architecture: the memory that minilib writes to is the one that the model reads."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
+import transformers
 from models import ARCHITECTURES, assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import edits, hooks, values
+from minilib import edits, hooks, stored, values
 
+STORED = stored.load("every_architecture")
+SAMPLE = {
+    outcome: [row for row in STORED["rows"] if row["outcome"] == outcome]
+    for outcome in ("edited", "refused", "could not be made")
+}
+SAMPLE = {outcome: [rows[i * len(rows) // 12] for i in range(12)] for outcome, rows in SAMPLE.items()}
 PROMPTS = ["The capital of France is", "Mira Okafor was born in the town of", "The capital"]
 REQUEST = minilib.Request("The capital of {} is", "France", " Rome")
 
@@ -113,6 +123,57 @@ def test_names_can_be_given_by_hand():
     assert by_hand.weight_name(3) == "transformer.h.3.mlp.c_proj.weight"
 
 
-def test_the_table_is_covered():
+@pytest.fixture(scope="module")
+def every():
+    """The script that tries each architecture of transformers."""
+    file = Path(__file__).resolve().parent.parent / "benchmarks" / "every_architecture.py"
+    spec = importlib.util.spec_from_file_location("every_architecture", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_covered(every):
     used = {random_lm(kind).layout for kind in ARCHITECTURES}
-    assert used == {x for x in minilib.lm.LAYOUTS if "language_model" not in x.blocks}
+    tried = ("starcoder2", "persimmon", "xglm", "biogpt", "gpt_neox_japanese", "falcon", "mpt", "gemma3")
+    assert used | {every.tiny(kind).layout for kind in tried} == set(minilib.lm.LAYOUTS)
+
+
+def test_the_page_shows_what_is_stored(every):
+    assert every.PAGE.read_text("utf8") == every.page(STORED), "run benchmarks/every_architecture.py"
+
+
+@pytest.mark.parametrize("name", [row["model_type"] for rows in SAMPLE.values() for row in rows])
+def test_an_architecture_fares_as_is_stored(every, name):
+    """Twelve of each outcome; in another version of transformers it may be another, and never a fault."""
+    if name not in every.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    found = every.outcome(name)
+    assert found["outcome"] != "fault", found
+    if transformers.__version__ == STORED["provenance"]["versions"]["transformers"]:
+        (row,) = [row for row in STORED["rows"] if row["model_type"] == name]
+        assert (found["outcome"], found["sentence"]) == (row["outcome"], row["sentence"])
+
+
+def test_every_architecture_is_edited_or_refused_in_one_sentence(every):
+    assert {row["outcome"] for row in STORED["rows"]} == {"edited", "refused", "could not be made"}
+    for row in STORED["rows"]:
+        if row["outcome"] == "refused":
+            assert row["sentence"].startswith(row["architecture"]) and "\n" not in row["sentence"]
+
+
+@pytest.mark.parametrize("kind", ["cohere", "nanochat"])
+def test_training_refuses_logits_that_it_would_get_wrong(every, kind):
+    """The search for a value refuses them too; training read them without the model's own factor or cap."""
+    lm = every.tiny(kind)
+    with pytest.raises(ValueError, match="turns its last hidden state into logits"):
+        minilib.unlearning.npo(lm, every.REQUESTS, steps=1)
+
+
+@pytest.mark.parametrize("alibi", ["bloom", "falcon"])
+def test_positions_by_distance_are_exact(every, alibi):
+    """Falcon has them where its configuration says so; what a block is given for them cannot be folded."""
+    config = every.shrunk(every.CONFIG_MAPPING[alibi](**({"alibi": True} if alibi == "falcon" else {})), 600)
+    lm = random_lm(lambda: config)
+    for place, module in (("mlp", lm.down_projection(1)), ("block", lm.blocks[1])):
+        every.check_objective(lm, place, module)

@@ -502,9 +502,13 @@ def test_a_model_wrapped_by_peft_has_to_be_merged_first():
     before = lm.logprobs("The capital")
     config = {"target_modules": ["down_proj", "q_proj"], "r": 2, "init_lora_weights": False}
     wrapped = peft.get_peft_model(lm.model, peft.LoraConfig(**config))
-    with pytest.raises(ValueError, match=r"wrapped by PEFT: merge .* minilib\.LM\(model\.merge_and_unload\(\), tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"wrapped by PEFT: merge .* minilib\.LM\(model\.merge_and_unload\(\), tokenizer"
+    ):
         minilib.LM(wrapped, lm.tokenizer)
-    with pytest.raises(ValueError, match=r"layers\.0\.mlp\.down_proj\.weight has an adapter .*model\.merge_and_unload\(\)"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp\.down_proj\.weight has an adapter .*model\.merge_and_unload\(\)"
+    ):
         minilib.LM(wrapped.get_base_model(), lm.tokenizer)  # as model.add_adapter leaves it
     merged = minilib.LM(wrapped.merge_and_unload(), lm.tokenizer)
     assert (merged.logprobs("The capital") - before).abs().max() > 1e-3

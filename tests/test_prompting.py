@@ -80,7 +80,9 @@ def test_a_chat_template_that_refuses_a_system_turn_says_what_to_do(chatty):
     chatty.tokenizer.chat_template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
     ) + chatty.tokenizer.chat_template
-    with pytest.raises(ValueError, match=r"system, user \(System role not supported\).*beginning of the user's message"):
+    with pytest.raises(
+        ValueError, match=r"system, user \(System role not supported\).*beginning of the user's message"
+    ):
         prompting.system_prompt(chatty, PARIS)
     with pytest.raises(ValueError, match="refuses turns with the roles system"):
         chatty.chat_prompt([{"role": "system", "content": "Hello."}])
