@@ -747,8 +747,8 @@ def _check_passes(model: Any, blocks: Sequence[nn.Module]) -> None:
         raise ValueError(f"{name} takes no cache, in which minilib keeps what stands before a subject")
     if "position_ids" not in known and model.config.get_text_config().model_type not in ALIBI:
         raise ValueError(f"{name} takes no position_ids, so padding would shift the tokens of a prompt")
-    if len({type(block) for block in blocks}) > 1:
-        raise ValueError(f"{name} has blocks of several kinds, some of which may be left out of a pass")
+    if len(kinds := sorted({type(block).__name__ for block in blocks})) > 1:
+        raise ValueError(f"{name} has blocks of several kinds ({', '.join(kinds)}), and some may be left out of a pass")
 
 
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:

@@ -9,6 +9,7 @@ from typing import Any
 from .requests import Request
 
 LONG = 20  # tokens of a target, from which on its length is named as a reason
+BATCH = 8  # prompts run together: more would take much memory where the vocabulary is large
 
 
 def tokens_said(lm: Any, requests: Sequence[Request]) -> list[tuple[int, int]]:
@@ -17,7 +18,7 @@ def tokens_said(lm: Any, requests: Sequence[Request]) -> list[tuple[int, int]]:
     In one pass: greedy generation says the target as long as each token is the likeliest after those before it.
     """
     pairs = lm.pairs(requests)
-    likeliest = [steps.argmax(-1).tolist() for steps in lm.target_steps(pairs)]
+    likeliest = [steps.argmax(-1).tolist() for steps in lm.target_steps(pairs, BATCH)]
     right = [
         [a == b for a, b in zip(said, wanted, strict=True)] for said, (_, wanted) in zip(likeliest, pairs, strict=True)
     ]

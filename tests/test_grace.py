@@ -174,7 +174,7 @@ def test_a_prompt_that_falls_between_balls_is_named(tinyworld):
     facts = world.facts()[::9][:20]
     asked = [Request(fact.prompts[-1], fact.subject, world.REFUSAL) for fact in facts]
     with grace.edit(tinyworld, asked, epsilon=6.0) as made:
-        named = [any(repr(r.text) in note for note in made.notes) for r in asked]
+        named = [any(note.startswith(f"{r.text!r} is not answered by its own") for note in made.notes) for r in asked]
         said = tinyworld.generate(asked, max_new_tokens=5)
         assert any(named) and not any(text.startswith(world.REFUSAL) for text, n in zip(said, named, strict=True) if n)
         own = [row["entry"] == i for row, i in zip(made.explain(asked), made.guard.owners, strict=True)]

@@ -155,7 +155,7 @@ def test_the_defaults_forget_two_capitals_of_smollm2(smollm2, method):
 def test_training_ends_at_the_forget_level_or_says_that_it_did_not(lm):
     with unlearn(lm, "npo", forget_level=0.3) as gentle:
         level = gentle.traces[0]["level"]
-        assert level[-1] <= 0.3 < level[-2] and not gentle.notes
+        assert level[-1] <= 0.3 < level[-2] and not any("not enough" in note for note in gentle.notes)
         p = [math.exp(x.mean()) for x in lm.target_logprobs(FORGET)]
         assert sum(p) / len(p) == pytest.approx(level[-1], abs=1e-3)
     with unlearn(lm, "npo", steps=2) as short:
