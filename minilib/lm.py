@@ -728,7 +728,9 @@ def _find_layout(model: nn.Module, given: Layout | None) -> Layout:
             f"{type(model).__name__} is a mixture of experts, in which every token is sent through a few of many MLPs, "
             "and minilib edits models that have one MLP in each block: use a dense model"
         )
-    tried = "; ".join(f"{x.blocks}.N.{x.down_projection}" for x in ([given] if given else LAYOUTS))
+    tried = "; ".join(f"{x.blocks}.N.{x.down_projection}" for x in LAYOUTS)
+    if given is not None:
+        tried = f"{given[0]}.N.{given[1]} with the norm {given[2]}"
     raise ValueError(
         f"{type(model).__name__} has its MLP memories at none of {tried}: pass the names by hand, "
         "minilib.LM(model, tokenizer, layout=minilib.Layout(blocks=…, down_projection=…, norm=…))"

@@ -337,7 +337,7 @@ WRONG_CALLS = {
     "a norm that is not there": (
         lambda lm: minilib.LM(lm.model, lm.tokenizer, layout=minilib.Layout("model.layers", "mlp.down_proj", "nope")),
         ValueError,
-        "Looked for nope layout=minilib.Layout",
+        "none of model.layers.N.mlp.down_proj nope layout=minilib.Layout",
     ),
     "sample text unknown": (lambda lm: covariance.sample_texts("gpt5"), ValueError, "name 'gpt5' smollm2-135m"),
     "prompts a number": (lambda lm: lm.generate(3), TypeError, "prompts must be a string int"),
