@@ -91,9 +91,14 @@ class Knob:
         return ipywidgets.VBox([*controls, caption, screen])
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        live = self.live()._repr_mimebundle_()
         plain = f"{self.label}: a knob with {len(self.values)} positions"
-        return {**live, "text/html": self.html(), "text/plain": plain}
+        return {**_view(self.live()), "text/html": self.html(), "text/plain": plain}
+
+
+def _view(live: Any) -> dict[str, Any]:
+    """What makes a notebook show a widget, written out: ipywidgets 7, which Colab has, does not give it."""
+    view = {"version_major": 2, "version_minor": 0, "model_id": live.model_id}
+    return {"application/vnd.jupyter.widget-view+json": view}
 
 
 def knob(draw: Draw, values: Sequence[Any], label: str, start: int = 0, form: str = "{}", play: bool = False) -> Knob:
@@ -191,7 +196,7 @@ class RatingSheet:
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         rows = [[self.answers[i]["question"], self.answers[i]["answer"]] for i in self.order]
         return {
-            **self.live()._repr_mimebundle_(),
+            **_view(self.live()),
             "text/html": figures.table(rows, ["question", "answer"]).data,
             "text/plain": f"a rating sheet of {len(rows)} answers",
         }
