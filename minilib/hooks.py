@@ -19,7 +19,7 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class _Stop(Exception):
-    """All that was to be read has been read."""
+    """All that one reader was to read, which the exception carries, has been read."""
 
 
 @contextmanager
@@ -52,15 +52,16 @@ def read(modules: Mapping[Name, nn.Module], at: Place = "output", stop: bool = F
     def keep(name: Name, tensor: Tensor) -> None:
         seen[name] = tensor
         if stop and len(seen) == len(modules):
-            raise _Stop
+            raise _Stop(seen)
 
     with ExitStack() as stack:
         for name, module in modules.items():
             stack.callback(_watch(module, at, functools.partial(keep, name)).remove)
         try:
             yield seen
-        except _Stop:
-            pass
+        except _Stop as reached:
+            if reached.args[0] is not seen:  # of a reader around this one
+                raise
 
 
 @contextmanager

@@ -26,6 +26,15 @@ def test_reading_can_stop_the_pass(llama):
     assert set(seen) == {1, 3} and not ran
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_reader_inside_does_not_swallow_the_stop_of_one_around_it(llama, stop):
+    with hooks.read({1: llama.blocks[1]}, stop=True) as outer:
+        with hooks.read({0: llama.blocks[0], 3: llama.blocks[3]}, stop=stop) as inner:
+            llama.logprobs("The capital of France is")
+        raise AssertionError("the outer block went on")
+    assert set(outer) == {1} and set(inner) == {0}
+
+
 def test_replacing_changes_the_answer_and_ends(llama):
     before = llama.logprobs("The capital of France is")
     with hooks.replace(llama.blocks[2], lambda h: h * 0):
