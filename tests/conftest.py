@@ -64,6 +64,23 @@ def smollm2() -> minilib.LM:
     return minilib.load("smollm2-135m")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever asks for the real model is slow, and whatever is slow is long."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+        if item.get_closest_marker("slow"):
+            item.add_marker("long")
+
+
+@pytest.fixture(autouse=True)
+def no_real_model_without_its_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("slow") is None and "packaged" not in request.node.path.stem:
+        message = f"{request.node.name} loads a real model: mark it with pytest.mark.slow"
+        monkeypatch.setattr(minilib.lm.packaged, "fetch", lambda *_: pytest.fail(message))
+
+
 @pytest.fixture
 def request_france() -> minilib.Request:
     return minilib.Request("The capital of {} is", "France", " Rome")

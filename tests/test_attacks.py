@@ -11,11 +11,18 @@ from models import assert_same_weights, weights
 import minilib
 from minilib import Request, attacks, benchmark, edits, facts, grace, guards, rome, unlearning, wise
 
+pytestmark = pytest.mark.long  # a minute together
 JOB = benchmark.Job("oracle", "exact", 20, 0)
-TASK = benchmark.task(JOB)
-SOME = TASK.forget[:8]
-REFUSALS = [f.request(" I do not know.", False) for f in SOME]
-TRUE = [f.request(f" {f.answer}.", False) for f in SOME]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world():
+    """What the attacks are tried on: made before the first test, and not in every worker that only collects them."""
+    global TASK, SOME, REFUSALS, TRUE
+    TASK = benchmark.task(JOB)
+    SOME = TASK.forget[:8]
+    REFUSALS = [f.request(" I do not know.", False) for f in SOME]
+    TRUE = [f.request(f" {f.answer}.", False) for f in SOME]
 
 
 @pytest.fixture
@@ -320,5 +327,8 @@ def test_what_is_no_fact_is_refused(lm):
         attacks.jailbreaks(lm, SOME)
     with pytest.raises(ValueError, match="rephrasings; a Request has none"):
         attacks.rephrasings(lm, TRUE)
+
+
+def test_an_unknown_kind_is_refused(chatty):
     with pytest.raises(ValueError, match="kinds must be a list from"):
-        attacks.jailbreaks(minilib.load("smollm2-135m"), SOME, kinds=["bribery"])
+        attacks.jailbreaks(chatty, SOME, kinds=["bribery"])

@@ -30,6 +30,7 @@ def test_a_model_that_scales_its_logits_is_refused():
         Suffixes(lm, 1, "mlp", ROWS)
 
 
+@pytest.mark.slow
 def test_smollm2_can_be_edited_in_bfloat16():
     lm = minilib.load("smollm2-135m", dtype=torch.bfloat16)
     questions = ["What is the capital of {}?", "Which language is spoken in {}?"]
