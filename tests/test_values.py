@@ -56,6 +56,16 @@ def test_rows_that_would_give_something_else_stay_as_they_are(llama, monkeypatch
     torch.testing.assert_close(unusual(delta)["loss"], expected["loss"])
 
 
+def test_the_clamp_holds_after_every_step(llama):
+    search = {"steps": 6, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625, "stop_loss": 0.0}
+    found = values.find(llama, REQUESTS[:1], 1, "mlp", clamp_factor=0.1, **search)
+    limit = 0.1 * found.v0.norm()
+    norms = found.traces[0]["norm"]
+    assert max(norms) <= limit * 1.0001 and norms[-1] > 0.9 * limit, "reached, and not passed"
+    free = values.find(llama, REQUESTS[:1], 1, "mlp", clamp_factor=100.0, **search)
+    assert free.traces[0]["norm"][-1] > 2 * limit
+
+
 @pytest.mark.parametrize("place", ["mlp", "block"])
 def test_it_finds_what_a_plain_loop_finds(tinyworld, speed, place):
     """The loop of the benchmark: the whole model, forward and backward, for one request a step."""
