@@ -91,6 +91,19 @@ def graded(
     return result
 
 
+def built(out: Path, seed: str | None, students: list[str], used: list[str], library: str) -> Path:
+    """The folder of the assignments with these numbers, built anew where anything that they are made from changed."""
+    archives = out / "built"
+    stamp, state = archives / "stamp", hashlib.sha256(json.dumps([seed, students, used, library]).encode())
+    for file in sorted((ROOT / "assignments").rglob("*.ipynb")):
+        state.update(file.read_bytes())
+    if not stamp.is_file() or stamp.read_text() != state.hexdigest():
+        say(f"Building {len(used)} assignments")
+        build(archives, seed, students, used, check=False)
+        stamp.write_text(state.hexdigest())
+    return archives
+
+
 def kill(process: subprocess.Popen) -> None:
     """The process and all that it started."""
     if hasattr(os, "killpg"):
@@ -213,18 +226,8 @@ def main() -> int:
     if not some:
         parser.error(f"there is no submission in {given.submissions}: {left[0][1] if left else 'it is empty'}")
     given.out.mkdir(parents=True, exist_ok=True)
-    archives = given.out / "built"
-    used = sorted({s.assignment for s in some})
-    stamp = archives / "stamp"
-    state = hashlib.sha256(json.dumps([given.seed, students, used]).encode())
     library = library_digest()
-    state.update(library.encode())
-    for file in sorted((ROOT / "assignments").rglob("*.ipynb")):
-        state.update(file.read_bytes())
-    if not stamp.is_file() or stamp.read_text() != state.hexdigest():
-        say(f"Building {len(used)} assignments")
-        build(archives, given.seed, students, used, check=False)
-        stamp.write_text(state.hexdigest())
+    archives = built(given.out, given.seed, students, sorted({s.assignment for s in some}), library)
     # What every last step needs is in the cache before several ask for it.
     prepare = [sys.executable, "-c", "from minilib.course import real; real.prepare()"]
     subprocess.run(prepare, cwd=ROOT, env=environment(), check=True)
