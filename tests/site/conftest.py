@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from built import SITE, pages, pages_with_knobs
+from built import SITE, pages
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from browse import ARGUMENTS, executable, served  # noqa: E402
@@ -18,8 +18,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # One page where there is no site: the run then fails with a message, not with "no tests".
     if "page_path" in metafunc.fixturenames:
         metafunc.parametrize("page_path", pages() or ["index.html"])
-    if "page_with_knobs" in metafunc.fixturenames:
-        metafunc.parametrize("page_with_knobs", pages_with_knobs() or ["index.html"])
 
 
 @pytest.fixture(scope="session")

@@ -97,39 +97,60 @@ def packed(file: str) -> int:
     return len(content if file.endswith((".png", ".woff", ".woff2")) else gzip.compress(content, 6))
 
 
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
-def test_page_is_whole(browser, address, page_path, width):
-    with Visit(browser, address, page_path, width) as visit:
-        page, problems = visit.page, visit.problems
-        text = visit.text()
-        for what, pattern in LEFTOVERS.items():
-            problems += [f"left in the text: {what}: {match.group()}" for match in pattern.finditer(text)]
-        unset = page.evaluate(
-            """() => [...document.querySelectorAll('.math')]
-                .filter(e => !e.querySelector('mjx-container')).map(e => e.textContent)"""
-        )
-        problems += [f"a formula that MathJax has not set: {formula}" for formula in unset]
-        wrong = page.evaluate("() => [...document.querySelectorAll('mjx-merror')].map(e => e.textContent)")
-        problems += [f"a formula with an error: {formula}" for formula in wrong]
+def test_page_on_a_wide_screen(browser, address, page_path):
+    """One visit, and all that is asked of a page: what came of the sources, both themes, and its knobs."""
+    with Visit(browser, address, page_path, WIDTHS["wide"]) as visit:
+        assert not (found := unfinished(visit) + too_heavy(visit)), "\n".join(found)
+        for theme in ("light", "dark"):
+            visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            assert not (grave := inaccessible(visit.page, theme)), f"in the {theme} theme:\n" + "\n".join(grave)
+        move_knobs(visit.page)
+        play_knobs(visit.page)
+        assert not visit.problems, "\n".join(visit.problems)
 
-        shown = [visible_frames(knob) for knob in page.locator(".knob").all()]
-        problems += [f"a knob shows {number} pictures, not one" for number in shown if number != 1]
-        if page.locator(".jupyter-widgets, [type='application/vnd.jupyter.widget-view+json']").count():
-            problems.append("a widget that needs a kernel was left in the page")
 
-        scroll_width = page.evaluate("() => document.documentElement.scrollWidth")
-        if scroll_width > width:
-            problems.append(f"the page is {scroll_width} px wide on a {width} px screen: {too_wide(page)}")
-        if width == WIDTHS["wide"] and sum((sizes := visit.sizes()).values()) > HEAVIEST:
-            heaviest = sorted(sizes.items(), key=lambda item: -item[1])[:4]
-            problems.append(f"the page weighs {sum(sizes.values()) / 1e6:.2f} MB, most of it {heaviest}")
-        paints = [first_paint(page)]
-        while paints[-1] >= SLOWEST and len(paints) < 3:  # something else may have been running
-            page.reload(wait_until="networkidle")
-            paints.append(first_paint(page))
-        if min(paints) >= SLOWEST:
-            problems.append(f"the first paint takes {min(paints):.0f} ms")
-        assert not problems, "\n".join(problems)
+def test_page_on_a_phone(browser, address, page_path):
+    with Visit(browser, address, page_path, WIDTHS["narrow"]) as visit:
+        assert not (found := unfinished(visit)), "\n".join(found)
+        move_knobs(visit.page)
+        assert not visit.problems, "\n".join(visit.problems)
+
+
+def unfinished(visit: Visit) -> list[str]:
+    """What went wrong while a page opened, what was left in it, and what does not fit."""
+    page, problems, text = visit.page, list(visit.problems), visit.text()
+    for what, pattern in LEFTOVERS.items():
+        problems += [f"left in the text: {what}: {match.group()}" for match in pattern.finditer(text)]
+    unset = page.evaluate(
+        """() => [...document.querySelectorAll('.math')]
+            .filter(e => !e.querySelector('mjx-container')).map(e => e.textContent)"""
+    )
+    problems += [f"a formula that MathJax has not set: {formula}" for formula in unset]
+    wrong = page.evaluate("() => [...document.querySelectorAll('mjx-merror')].map(e => e.textContent)")
+    problems += [f"a formula with an error: {formula}" for formula in wrong]
+    shown = [visible_frames(knob) for knob in page.locator(".knob").all()]
+    problems += [f"a knob shows {number} pictures, not one" for number in shown if number != 1]
+    if page.locator(".jupyter-widgets, [type='application/vnd.jupyter.widget-view+json']").count():
+        problems.append("a widget that needs a kernel was left in the page")
+    width, scroll_width = page.viewport_size["width"], page.evaluate("() => document.documentElement.scrollWidth")
+    if scroll_width > width:
+        problems.append(f"the page is {scroll_width} px wide on a {width} px screen: {too_wide(page)}")
+    return problems + slow_to_paint(page)
+
+
+def too_heavy(visit: Visit) -> list[str]:
+    sizes = visit.sizes()
+    heaviest = sorted(sizes.items(), key=lambda item: -item[1])[:4]
+    total = sum(sizes.values())
+    return [f"the page weighs {total / 1e6:.2f} MB, most of it {heaviest}"] if total > HEAVIEST else []
+
+
+def slow_to_paint(page) -> list[str]:
+    paints = [first_paint(page)]
+    while paints[-1] >= SLOWEST and len(paints) < 3:  # something else may have been running
+        page.reload(wait_until="networkidle")
+        paints.append(first_paint(page))
+    return [f"the first paint takes {min(paints):.0f} ms"] if min(paints) >= SLOWEST else []
 
 
 def first_paint(page) -> float:
@@ -154,21 +175,34 @@ def too_wide(page) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("width", WIDTHS.values(), ids=WIDTHS.keys())
-def test_knobs_move_the_picture(browser, address, page_with_knobs, width):
-    with Visit(browser, address, page_with_knobs, width) as visit:
-        for number, knob in enumerate(visit.page.locator(".knob").all(), 1):
-            slider, output = knob.locator("input[type=range]"), knob.locator("output").first
-            slider.scroll_into_view_if_needed()
-            before = (shown(knob), output.inner_text())
-            at_end = float(slider.input_value()) >= float(slider.get_attribute("max"))
-            slider.focus()
-            visit.page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
-            after = (shown(knob), output.inner_text())
-            assert visible_frames(knob) == 1, f"knob {number} shows {visible_frames(knob)} pictures after a move"
-            assert before[0] != after[0], f"knob {number}: the picture did not change"
-            assert before[1] != after[1], f"knob {number}: the value beside it did not change: {before[1]!r}"
-        assert not visit.problems, "\n".join(visit.problems)
+def move_knobs(page) -> None:
+    """Each knob by a key: another picture and another value beside it."""
+    for number, knob in enumerate(page.locator(".knob").all(), 1):
+        slider, output = knob.locator("input[type=range]"), knob.locator("output").first
+        slider.scroll_into_view_if_needed()
+        before = (shown(knob), output.inner_text())
+        at_end = float(slider.input_value()) >= float(slider.get_attribute("max"))
+        slider.focus()
+        page.keyboard.press("ArrowLeft" if at_end else "ArrowRight")
+        after = (shown(knob), output.inner_text())
+        assert visible_frames(knob) == 1, f"knob {number} shows {visible_frames(knob)} pictures after a move"
+        assert before[0] != after[0], f"knob {number}: the picture did not change"
+        assert before[1] != after[1], f"knob {number}: the value beside it did not change: {before[1]!r}"
+
+
+def play_knobs(page) -> None:
+    for button in page.locator(".knob-play").all():
+        knob = button.locator("xpath=ancestor::*[contains(@class, 'knob')][last()]")
+        before = shown(knob)
+        button.click()
+        assert "Stop" in button.inner_text()
+        page.wait_for_function(
+            "([knob, text]) => knob.querySelector('output').textContent !== text",
+            arg=[knob.element_handle(), knob.locator("output").inner_text()],
+        )
+        assert shown(knob) != before
+        button.click()
+        assert "Play" in button.inner_text()
 
 
 def test_tables_sort_by_their_headings(browser, address):
@@ -185,23 +219,6 @@ def test_tables_sort_by_their_headings(browser, address):
                     assert found == sorted(found, reverse=direction == "descending"), name
 
 
-def test_knobs_with_a_button_play(browser, address, page_with_knobs):
-    with Visit(browser, address, page_with_knobs, 1280) as visit:
-        for button in visit.page.locator(".knob-play").all():
-            knob = button.locator("xpath=ancestor::*[contains(@class, 'knob')][last()]")
-            before = shown(knob)
-            button.click()
-            assert "Stop" in button.inner_text()
-            visit.page.wait_for_function(
-                "([knob, text]) => knob.querySelector('output').textContent !== text",
-                arg=[knob.element_handle(), knob.locator("output").inner_text()],
-            )
-            assert shown(knob) != before
-            button.click()
-            assert "Play" in button.inner_text()
-        assert not visit.problems, "\n".join(visit.problems)
-
-
 def shown(knob) -> str:
     """The picture that a knob shows."""
     return next(
@@ -209,18 +226,17 @@ def shown(knob) -> str:
     )
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_page_is_accessible(browser, address, page_path, theme):
-    with Visit(browser, address, page_path, 1280, theme) as visit:
-        if visit.page.locator("html[data-theme]").count():
-            assert visit.page.locator("html").get_attribute("data-theme") == theme
-        found = Axe().run(visit.page, options={"resultTypes": ["violations"]}).response["violations"]
-        grave = [violation for violation in found if violation["impact"] in ("serious", "critical")]
-        assert not grave, "\n".join(
-            f"{violation['id']}: {node['html'][:160]}\n  {node['failureSummary']}"
-            for violation in grave
-            for node in violation["nodes"][:5]
-        )
+def inaccessible(page, theme: str) -> list[str]:
+    """What axe finds serious, in the theme that the reader's system asks for."""
+    if page.locator("html[data-theme]").count():
+        page.wait_for_function("theme => document.documentElement.dataset.theme === theme", arg=theme)
+    found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{violation['id']}: {node['html'][:160]}\n  {node['failureSummary']}"
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"][:5]
+    ]
 
 
 def test_pictures_have_a_name(page_path):
