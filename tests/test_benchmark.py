@@ -76,6 +76,7 @@ def test_another_model_of_the_world_is_asked_the_same():
         benchmark.task(Job("", "pretrained", 5, 0), lm)
 
 
+@pytest.mark.long
 def test_every_method_works_on_the_same_facts():
     first, second = (benchmark.task(Job(method, "exact", 5, 2, trial=0)) for method in ("rome", "npo"))
     assert (first.forget, first.retain, first.outside) == (second.forget, second.retain, second.outside)
@@ -84,6 +85,7 @@ def test_every_method_works_on_the_same_facts():
 # ---- a row --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["grace", "memit", "refusal_tuning"])
 def test_a_stored_row_comes_out_again(method):
     job = Job(method, "exact", 20, 0)
@@ -94,6 +96,7 @@ def test_a_stored_row_comes_out_again(method):
         assert row["scores"][name] == pytest.approx(kept["scores"][name], abs=0.3), name
 
 
+@pytest.mark.long
 def test_the_oracle_is_no_distance_from_itself():
     task = benchmark.task(Job("oracle", "exact", 20, 0))
     row = benchmark.measure(task.oracle, task)
@@ -226,6 +229,7 @@ def test_an_unknown_method_is_named(capsys):
     assert "no job is named 'romme'" in said and "alphaedit" in said
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_it_goes_on(tmp_path):
     out = tmp_path / "rows.jsonl"
     wanted = ["unedited/exact/20/0", "grace/exact/20/0", "memit/exact/20/0"]

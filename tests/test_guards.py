@@ -2,8 +2,11 @@
 
 import copy
 import gc
+import hashlib
 import io
 import pickle
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +23,23 @@ HOW = {
     "wise": {"irrelevant": AWAY, "steps": 300, "lr": 0.03, "shards": 1, "mask_ratio": 1.0},
 }
 LAYER = 2
+KEPT = tempfile.TemporaryDirectory()  # what was trained, of this process
 
 
 def edit(method: str, lm, requests=ASKED, **changed):
-    return {"grace": grace, "wise": wise}[method].edit(lm, requests, **{"layer": LAYER, **HOW[method], **changed})
+    """The edit, trained once for all tests that ask for it on an unedited model, and loaded after that."""
+    asked = [requests] if isinstance(requests, Request) else list(requests)
+    how = {"layer": LAYER, **HOW[method], **changed}
+    train = {"grace": grace, "wise": wise}[method].edit
+    if lm.edits or {"previous", "stop_loss"} & set(changed):
+        return train(lm, requests, **how)
+    key = hashlib.sha256(repr((method, asked, how, lm.fingerprint, lm.has_chat)).encode()).hexdigest()
+    folder = Path(KEPT.name) / key
+    if folder.is_dir():
+        return minilib.load_edit(lm, folder)
+    made = train(lm, requests, **how)
+    made.save(folder)
+    return made
 
 
 def logits(lm, texts=AWAY, side="right"):
@@ -338,6 +354,7 @@ def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(logits(llama), before, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_every_architecture(kind, method):
     lm = random_lm(kind)

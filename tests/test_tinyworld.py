@@ -174,6 +174,7 @@ def test_recall_counts_what_is_not_known(tinyworld: minilib.LM) -> None:
 # ---- training -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_training_is_reproducible_and_leaves_no_trace() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     first = world.train(steps=20)
@@ -240,6 +241,7 @@ def test_wrong_arguments_elsewhere(tinyworld: minilib.LM) -> None:
         world.people(seed=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", world.ARCHITECTURES)
 def test_other_architectures_and_sizes_learn_the_same_world(architecture):
     lm = world.train(steps=60, architecture=architecture, size="small")

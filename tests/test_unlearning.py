@@ -96,6 +96,7 @@ def test_what_a_loss_reads_is_what_the_model_says(lm):
 # ---- the methods ----
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("train", ["all", "lora"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_forgets_and_is_undone_bit_for_bit(lm, method, train):
@@ -124,6 +125,7 @@ def nothing_to_hold(method, retain):
     return None if method == "gradient_ascent" else retain
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", METHODS)
 def test_the_defaults_forget_in_tinyworld(lm, method):
     more = {"refusals": [tinyworld.REFUSAL]} if method in REFUSED else {}
@@ -162,6 +164,7 @@ def test_training_ends_at_the_forget_level_or_says_that_it_did_not(lm):
         assert len(short.traces[0]["level"]) == 2 and "2 steps were not enough" in short.notes[0]
 
 
+@pytest.mark.long
 def test_retain_data_holds_the_rest(lm):
     others, options = WORLD[101:801:20], {"steps": 12, "forget_level": 1e-15}
     known = []

@@ -7,6 +7,8 @@ from answers import fails, passes
 from minilib import grace, guards, hooks
 from minilib.course import grace_codebook
 
+pytestmark = pytest.mark.long
+
 
 def nearest(book, k):
     distances = (torch.stack([entry["key"] for entry in book]) - k).norm(dim=1)

@@ -9,6 +9,8 @@ from answers import fails, passes
 from minilib import Request, grace, rome, tinyworld, unlearning
 from minilib.course import leaderboard
 
+pytestmark = pytest.mark.long
+
 
 def share_told(lm, requests):
     texts = lm.generate(list(requests), max_new_tokens=6)

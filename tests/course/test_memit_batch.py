@@ -7,6 +7,8 @@ from answers import NUMBERS, fails, passes
 from minilib import lm, refusals, tinyworld
 from minilib.course import memit_batch
 
+pytestmark = pytest.mark.long
+
 
 def stack(keys, values, W):
     K1 = torch.stack(keys, 1)

@@ -8,6 +8,8 @@ from minilib import hooks
 from minilib.course import rome_value
 from minilib.course.rome_value import about, run
 
+pytestmark = pytest.mark.long
+
 Adam = torch.optim.Adam
 
 

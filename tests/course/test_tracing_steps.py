@@ -8,6 +8,8 @@ import minilib
 from minilib import hooks
 from minilib.course import tracing_steps
 
+pytestmark = pytest.mark.long
+
 
 def spoil(x, first, noise):
     new = x.clone()
