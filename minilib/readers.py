@@ -174,7 +174,7 @@ def _templates(texts: Any, subject: str) -> tuple[str, ...]:
     before = "" if _unspaced(subject[0]) else r"(?<!\w)(?<!\w-)"
     after = "" if _unspaced(subject[-1]) else r"(?!\w|-\w)"
     mention = re.compile(before + re.escape(subject) + after)
-    found = []
+    found: list[str] = []
     for text in (unicodedata.normalize("NFC", text) for text in texts):
         last = list(mention.finditer(text))[-1:]
         found += [f"{text[: m.start()]}{SLOT}{text[m.end() :]}" for m in last if SLOT not in text]
@@ -187,16 +187,16 @@ def _unspaced(letter: str) -> bool:
 
 def _capitalised(question: str) -> str:
     """The longest name in a question, its first word aside."""
-    names, start, end = [], None, 0
+    names: list[str] = []
+    start: int | None = None
     for word in [*re.finditer(r"\S+", question)][1:]:
         core = word.group().strip(AROUND)
         begin = word.start() + word.group().index(core)
         if core and (core[0].isupper() or unicodedata.category(core[0]) in ("Lt", "Lo")):
-            start, end = begin if start is None else start, begin + len(core)
+            start = begin if start is None else start
+            names.append(question[start : begin + len(core)])
         elif core not in PARTICLES:
             start = None
-        if start is not None:
-            names.append(question[start:end])
         if word.end() > begin + len(core) or core.endswith(("'s", "’s")):  # punctuation ends a name
             start = None
     names = [name.removesuffix("'s").removesuffix("’s").rstrip(".") for name in names]

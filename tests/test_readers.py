@@ -162,6 +162,7 @@ def test_a_template_is_made_at_whole_words(text, subject, template):
         ("Who taught J. R. van der Berg, in Utrecht?", "J. R. van der Berg"),
         ("What is the genre of O'Brien-Smith's first novel?", "O'Brien-Smith"),
         ("What do «Jean-Luc Martin» and Bo share?", "Jean-Luc Martin"),
+        ("Where did Anna de write?", "Anna"),
         ("Who are they?", "they"),
     ],
 )
