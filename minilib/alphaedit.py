@@ -30,6 +30,7 @@ from .edits import Edit, add, changing, editor, factors, said_before, settle
 from .keys import keys_and_states, shares, where
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
+from .suffixes import double
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {  # the authors' settings for Llama 3 8B; layers: None is the middle five
@@ -189,12 +190,12 @@ def projector(
         When no direction is left; the message says what the spectrum is.
     """
     w, U = second_moments.spectrum(covariance, layer)
-    w = w.double()
+    w = double(w)
     if energy is None:
         close = (w - threshold).abs() < 1e-5 * w[-1]  # so close that float32 could be wrong about the side
-        u = U[:, close].double()
+        u = double(U)[:, close]
         u /= u.norm(dim=0)
-        w[close] = (u * (covariance[layer].double() @ u)).sum(0)
+        w[close] = (u * (double(covariance[layer]) @ u)).sum(0)
         name, limit, free = "nullspace_threshold", threshold, w < threshold
     else:
         given_away = w.clamp(min=0).cumsum(0)
@@ -206,9 +207,9 @@ def projector(
             f"{middle:.2g} (the middle one) to {most:.2g}; raise it"
         )
     if free.sum() <= len(w) / 2:
-        U0 = U[:, free].double()
+        U0 = double(U)[:, free]
         return U0 @ U0.T
-    U1 = torch.linalg.qr(U[:, ~free].double()).Q  # fewer columns; float32's are not orthogonal enough for I − U₁U₁ᵀ
+    U1 = torch.linalg.qr(double(U)[:, ~free]).Q  # fewer columns; float32's are not orthogonal enough for I − U₁U₁ᵀ
     return torch.eye(len(w), dtype=U1.dtype, device=U1.device) - U1 @ U1.T
 
 
@@ -234,7 +235,7 @@ def check_previous(lm: LM, previous: Edit | Sequence[Edit], layers: Sequence[int
     for edit in earlier:
         if not isinstance(edit, Edit) or edit.method != "alphaedit":
             raise TypeError(f"previous must hold edits made by alphaedit.edit, not {edit!r}")
-        if edit.lm is not lm:
+        if edit.lm.model is not lm.model:
             raise ValueError(f"previous: {edit} is an edit of another model, {edit.lm.name}; its keys are useless here")
         if not edit.active:
             raise ValueError(f"previous: {edit} was undone, so nothing of it is left to keep; leave it out")

@@ -35,6 +35,7 @@ from .facts import Fact
 from .lm import LM, check_lm, whole
 from .refusals import mentions, plain
 from .requests import Request
+from .suffixes import double
 from .unlearning import nll_loss
 
 Row = dict[str, Any]
@@ -210,7 +211,7 @@ def relearning(
     with restored(lm, names):
         for stop in stops:
             # A low-rank change is merged at each stop, and the next one begins anew.
-            with guards.silence(lm), trained.weights(lm, names, train, rank, seed) as weights:
+            with lm.evaluating(), guards.silence(lm), trained.weights(lm, names, train, rank, seed) as weights:
                 optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.0, fused=True)
                 for _ in range(stop - done):
                     rows = trained.read(lm, draw.sample(pairs, min(batch_size, len(pairs))))
@@ -281,8 +282,8 @@ def reversal(
     with restored(lm, [lm.weight_name(layer) for layer in layers]), torch.no_grad():
         for layer in layers:
             W = lm.memory(layer)
-            U, S, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-            W.copy_(W.double() - (U[:, :drop] * S[:drop]) @ Vh[:drop])
+            U, S, Vh = torch.linalg.svd(double(W), full_matrices=False)
+            W.copy_(double(W) - (U[:, :drop] * S[:drop]) @ Vh[:drop])
         said = _say(lm, facts, max_new_tokens)
     return _rows("reversal", facts, said)
 
@@ -290,7 +291,7 @@ def reversal(
 @torch.no_grad()
 def singular_gaps(lm: LM) -> list[float]:
     """For each layer σ₁/σ₂ of its W. An edit of rank one raises it, but other layers may have larger ones unedited."""
-    values = [torch.linalg.svdvals(lm.memory(layer).double())[:2] for layer in range(lm.n_layers)]
+    values = [torch.linalg.svdvals(double(lm.memory(layer)))[:2] for layer in range(lm.n_layers)]
     return [(s[0] / s[1]).item() for s in values]
 
 
@@ -327,7 +328,7 @@ def lens(edited: LM | Edit, forgotten: Forgotten, leads: Sequence[str] | None = 
     lm, facts = _check(edited, forgotten)
     top = whole(top, "top")
     ids, tokens, ends = _before_answers(lm, facts, leads)
-    with hooks.read(dict(enumerate(lm.blocks))) as seen, guards.prompts_end(lm, ends):
+    with hooks.read(dict(enumerate(lm.blocks))) as seen, guards.prompts_end(lm, ends), lm.evaluating():
         lm.model.base_model(**lm.batch(ids), use_cache=False)
     last = torch.tensor([len(row) - 1 for row in ids])
     ranks = []
@@ -366,7 +367,7 @@ def probe(
     if not known:
         raise ValueError("known must hold facts to learn from, other than the forgotten ones")
     E = lm.head.weight.detach().float()
-    X, Z = (_states(lm, some, layer) for some in (known, facts))
+    X, Z = (_states(lm, some, layer).to(E.device) for some in (known, facts))
     Y = torch.stack([E[_first(lm, fact)] for fact in known])
     mean_x, mean_y = X.mean(0), Y.mean(0)
     X, Z, Y = X - mean_x, Z - mean_x, Y - mean_y
@@ -593,6 +594,6 @@ def _before_answers(
 
 def _states(lm: LM, facts: Sequence[Fact], layer: int) -> Float[Tensor, "facts d"]:
     ids = [lm.encode(fact.request(fact.answer, lm.has_chat)).ids for fact in facts]
-    with hooks.read({0: lm.blocks[layer]}, stop=True) as seen:
+    with hooks.read({0: lm.blocks[layer]}, stop=True) as seen, lm.evaluating():
         lm.model.base_model(**lm.batch(ids), use_cache=False)
     return seen[0][torch.arange(len(ids)), torch.tensor([len(row) - 1 for row in ids])].float()

@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 
 from . import hooks
 from .lm import LM, check_lm, fingerprint_of
-from .packaged import cache_folder, made
+from .packaged import cache_folder, made, whole
+from .suffixes import double
 from .texts import of_model
 from .texts import sample_texts as sample_texts
 
@@ -54,7 +55,8 @@ class SecondMoments(dict[int, Tensor]):
         """Write to one safetensors file."""
         about = {"fingerprint": self.fingerprint, "tokens": str(self.tokens), "text": self.text}
         try:
-            save_file({str(layer): moment.contiguous() for layer, moment in self.items()}, file, metadata=about)
+            with whole(Path(file)) as scratch:
+                save_file({str(layer): moment.contiguous() for layer, moment in self.items()}, scratch, about)
         except SafetensorError as error:
             raise OSError(f"file {str(file)!r} cannot be written: {error}") from error
 
@@ -144,20 +146,21 @@ def second_moment(
     n = sum(map(len, windows))
     rank, processes = _place(lm, layers, texts) if together else (0, 1)
     mine = windows[rank::processes]
-    sizes = [lm.memory(layer).shape[1] for layer in layers]
-    sums = [torch.zeros(d_k, d_k, dtype=torch.float64, device=lm.device) for d_k in sizes]
+    sums = [double(torch.zeros(W.shape[1], W.shape[1], device=W.device)) for W in map(lm.memory, layers)]
     modules = {layer: lm.down_projection(layer) for layer in layers}
     quiet: dict[str, Any] = {} if progress else {"disable": True}  # left out, TQDM_DISABLE in the environment decides
     length = sum(map(len, mine))
-    with tqdm(total=length, unit="token", desc="second moments", delay=BAR_AFTER, leave=False, **quiet) as bar:
+    bar = tqdm(total=length, unit="token", desc="second moments", delay=BAR_AFTER, leave=False, **quiet)
+    with bar, lm.evaluating():
         for rows in _batches(mine):
             batch = lm.batch(rows)
             with hooks.read(modules, at="input", stop=True) as keys:
                 lm.model(**batch, use_cache=False)
             real = batch["attention_mask"].bool()
             for total, layer in zip(sums, layers, strict=True):
-                k = keys[layer].reshape(*real.shape, -1)[real].float()  # (tokens, d_k): padding never counts
-                total += k.T @ k
+                k = keys[layer]
+                k = k.reshape(*real.shape, -1)[real.to(k.device)].float()  # (tokens, d_k): padding never counts
+                total += (k.T @ k).to(total.device)
             bar.update(sum(map(len, rows)))
     if processes > 1:
         for total in sums:
@@ -179,6 +182,7 @@ def take(
         When ``covariance`` is no dict, lacks a layer, has the wrong shape, holds NaN or only zeros, or
         belongs to another model. A plain dict of tensors is taken on trust.
     """
+    given = covariance is not None
     if covariance is None:
         covariance = _cached(lm, layers)
     if not isinstance(covariance, Mapping):
@@ -186,10 +190,11 @@ def take(
             f"covariance must be a dict {{layer: tensor}}, not {type(covariance).__name__}; "
             "minilib.covariance.second_moment(lm, layers) makes one"
         )
-    if isinstance(covariance, SecondMoments) and covariance.fingerprint != lm.fingerprint:
+    if given and isinstance(covariance, SecondMoments) and covariance.fingerprint != (now := lm.fingerprint):
         raise ValueError(
-            f"covariance was computed from another model (fingerprint {covariance.fingerprint}, {lm.name} has "
-            f"{lm.fingerprint}): compute it again by minilib.covariance.second_moment(lm, layers)"
+            f"covariance was computed from another model, or before its weights were changed (fingerprint "
+            f"{covariance.fingerprint}, {lm.name} has {now}): compute it again by "
+            "minilib.covariance.second_moment(lm, layers)"
         )
     found = {}
     for layer in layers:
@@ -234,7 +239,7 @@ def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor
 
 def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, " d_k"]) -> Float[Tensor, " d_k"]:
     """C⁻¹ k in float64, by Cholesky since C is symmetric and positive; see ``factor`` for the errors."""
-    return torch.cholesky_solve(k.double().unsqueeze(1), factor(C)).squeeze(1)
+    return torch.cholesky_solve(double(k).unsqueeze(1), factor(C)).squeeze(1)
 
 
 def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
@@ -245,7 +250,7 @@ def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
     ValueError
         When C is singular, as it is when computed from fewer tokens than it has dimensions.
     """
-    L, info = torch.linalg.cholesky_ex(C.double())
+    L, info = torch.linalg.cholesky_ex(double(C))
     pivots = L.diagonal() ** 2
     rounding = torch.finfo(torch.promote_types(C.dtype, torch.float32)).eps  # of C as it came: no pivot below is real
     if info.item() or pivots.min() / pivots.max() < rounding:
@@ -275,16 +280,16 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
     They are those of the model without the edits in force: what is kept must not depend on when it was asked for.
     """
     texts = of_model(lm)
-    folder = made(cache_folder() / "second_moments")
-    files = {layer: folder / f"{lm.fingerprint}-{layer}.safetensors" for layer in layers}
+    folder, model = made(cache_folder() / "second_moments"), lm.fingerprint
+    files = {layer: folder / f"{model}-{layer}.safetensors" for layer in layers}
     found: dict[int, SecondMoments] = {}
-    with FileLock(folder / f"{lm.fingerprint}.lock"):
+    with FileLock(folder / f"{model}.lock"):
         for layer, file in files.items():
             try:
                 kept = load(file)
             except (OSError, ValueError):  # not there yet, or damaged
                 continue
-            if kept.text == _digest(texts) and layer in kept:  # else the sample text has changed since
+            if (kept.fingerprint, kept.text) == (model, _digest(texts)) and layer in kept:  # else another sample text
                 found[layer] = kept
         missing = [layer for layer in layers if layer not in found]
         if missing:
@@ -293,9 +298,7 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
                 new = second_moment(lm, missing, texts, progress=True, together=False)
             for layer in missing:
                 found[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
-                scratch = files[layer].with_suffix(".new")
-                found[layer].save(scratch)
-                scratch.replace(files[layer])
+                found[layer].save(files[layer])
     one = found[layers[0]]
     return SecondMoments({layer: found[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
 

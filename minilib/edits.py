@@ -28,9 +28,10 @@ from torch import Tensor
 from . import guards
 from .lm import LM, as_prompts, check_lm, present
 from .notes import unanswered
+from .packaged import whole
 from .requests import Request
 
-FORMAT = 1  # of saved edits
+FORMAT, FILE = 2, "edit.safetensors"  # of saved edits
 SHOWN = 5  # of its notes
 
 Method = TypeVar("Method", bound=Callable[..., "Edit"])
@@ -39,7 +40,8 @@ Method = TypeVar("Method", bound=Callable[..., "Edit"])
 class Edit:
     """A change that is in force in a model.
 
-    Works as a context manager: at the end of the ``with`` block the edit is undone.
+    Works as a context manager: at the end of the ``with`` block, however it ends, the model is as it was before the
+    edit. Later edits that still lie on top of it are undone too.
 
     Parameters
     ----------
@@ -53,12 +55,12 @@ class Edit:
     originals : dict of str to Tensor
         The changed parameters as they were before.
     deltas : dict of str to Tensor, optional
-        The change of each parameter, in the parameter's shape.
+        The change of each parameter, in the parameter's shape, where it is not given by its factors.
     traces : list of dict, optional
         For each request, how its optimisation went: lists ``loss``, ``nll``, ``kl``, ``norm`` and its ``limit``.
     factors : dict of str to (Tensor, Tensor), optional
         Changes that are a product of thin matrices, as those: (rows, r) and (r, columns) of the parameter. Their
-        products join ``deltas``.
+        products join ``deltas`` when it is asked for.
     notes : list of str, optional
         What the reader should know, such as a target that the model said before. ``editor`` adds the requests that are
         not answered with their target.
@@ -90,17 +92,36 @@ class Edit:
         self.requests = list(requests)
         self.settings = dict(settings)
         self.factors = dict(factors or {})
-        self.deltas = dict(deltas or {})
-        self.deltas |= {n: left @ right for n, (left, right) in self.factors.items() if n not in self.deltas}
+        self._deltas = dict(deltas or {})
         self.traces = list(traces)
         self.notes = list(notes)
         self.keys = dict(keys or {})
         self.guard, self.previous = guard, previous
-        self._originals = dict(originals)
+        # Of a weight that comes out bit for bit from what a lower edit keeps, no further copy is kept.
+        self._originals = {n: W for n, W in originals.items() if not _same_bits(_rebuilt(lm.edits, n), W)}
+        self._sizes = {name: W.float().norm().item() for name, W in originals.items()}  # of all that it changed
+        lm.edits.append(self)
         if guard is not None:
             guard.attach(lm, self._earlier)
-        self.active = True
-        lm.edits.append(self)
+
+    @property
+    def active(self) -> bool:
+        """Whether it is in force."""
+        return any(edit is self for edit in self.lm.edits)
+
+    @property
+    def deltas(self) -> dict[str, Tensor]:
+        """The change of each parameter, in the parameter's shape; from factors, where those are known, each time."""
+        products = {n: left @ right for n, (left, right) in self.factors.items() if n not in self._deltas}
+        return self._deltas | products
+
+    def original(self, name: str) -> Tensor:
+        """A changed parameter as it was before this edit, bit for bit."""
+        if name in self._originals:
+            return self._originals[name]
+        rebuilt = _rebuilt(self.lm.edits[: self.lm.edits.index(self)], name)
+        assert rebuilt is not None
+        return rebuilt
 
     def undo(self) -> None:
         """Put every changed parameter back, bit for bit, and take away what this edit put beside the weights.
@@ -114,10 +135,9 @@ class Edit:
             raise ValueError(f"{self} was undone already: there is nothing left to undo")
         if self.lm.edits[-1] is not self:
             raise ValueError(f"{self} lies under a later edit: undo {self.lm.edits[-1]} first")
-        _write(self.lm, self._originals)
+        _write(self.lm, {name: self.original(name) for name in self._sizes})
         self._take_away()
         self.lm.edits.pop()
-        self.active = False
 
     @property
     def _earlier(self) -> guards.Guard | None:
@@ -150,14 +170,14 @@ class Edit:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.active:
-            self.undo()
+        while self.active:
+            self.lm.edits[-1].undo()
 
     def save(self, folder: str | Path) -> None:
-        """Write the change into a folder, as ``edit.json`` and ``edit.safetensors``; ``minilib.load_edit`` reads it.
+        """Write the change into a folder, as the file ``edit.safetensors``; ``minilib.load_edit`` reads it.
 
         Saved are the method, requests, settings and traces, the model's fingerprint and each change; a change
-        of low rank as its two thin factors. Files of an earlier edit in the folder are replaced.
+        of low rank as its two thin factors. An earlier edit in the folder is replaced, by a file that is whole.
 
         Raises
         ------
@@ -184,16 +204,13 @@ class Edit:
             "traces": self.traces,
             "guard": None if self.guard is None else self.guard.about(),
         }
-        text = json.dumps(about, indent=1, ensure_ascii=False)
+        metadata = {"edit": json.dumps(about, ensure_ascii=False)}
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = folder / "edit.new"
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+            with whole(folder / FILE) as scratch:
+                save_file({n: tensor.detach().cpu().contiguous() for n, tensor in tensors.items()}, scratch, metadata)
         except SafetensorError as error:
             raise OSError(f"folder {str(folder)!r} cannot be written: {error}") from error
-        scratch.replace(folder / "edit.safetensors")
-        scratch.write_text(text, encoding="utf8")
-        scratch.replace(folder / "edit.json")
 
     # ---- showing what happened --------------------------------------------------------------------
 
@@ -219,11 +236,12 @@ class Edit:
             raise ValueError(f"strength must be a finite number, not {strength!r}")
         if self.guard is not None and strength not in (0, 1):
             raise ValueError(f"strength must be 0 or 1 for {self.method}, which changes no weight; not {strength!r}")
-        with restored(self.lm, self.deltas) as edited:
+        deltas = self.deltas
+        with restored(self.lm, deltas) as edited:
             top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
             scaled = {
-                name: ((self._originals[name] if top else edited[name]) + (strength if top else strength - 1) * delta)
-                for name, delta in self.deltas.items()
+                name: (self.original(name) if top else edited[name]) + (strength if top else strength - 1) * delta
+                for name, delta in deltas.items()
             }
             _write(self.lm, scaled)
             with self._without_guard() if strength == 0 else nullcontext():
@@ -261,7 +279,8 @@ class Edit:
 
     def sizes(self) -> dict[str, tuple[float, float]]:
         """For each changed parameter ‖ΔW‖ and ‖W‖ (Frobenius norms, W before the edit)."""
-        return {n: (d.float().norm().item(), self._originals[n].float().norm().item()) for n, d in self.deltas.items()}
+        sizes = {name: delta.float().norm().item() for name, delta in self.deltas.items()}
+        return {name: (size, self._sizes[name]) for name, size in sizes.items()}
 
     def __repr__(self) -> str:
         arrow = "↛" if self.settings.get("forgets") else "→"  # the target of unlearning is what is not to be said
@@ -358,11 +377,15 @@ def add(lm: LM, layer: int, delta: Tensor) -> Tensor:
 def add_to(weight: Tensor, delta: Tensor, name: str) -> Tensor:
     """weight ← weight + delta, both as the model stores them; see ``add``."""
     delta = delta.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
-    changed = (weight.to(delta.dtype) + delta).to(weight.dtype)
+    changed = _sum(weight, delta)
     if not torch.isfinite(changed).all():  # in half precision a finite Δ may be too much
         raise ValueError(f"the change of {name} is not finite: lower lr, or check covariance for tiny values")
     weight.copy_(changed)
     return delta.contiguous()
+
+
+def _sum(weight: Tensor, delta: Tensor) -> Tensor:
+    return (weight.to(torch.promote_types(weight.dtype, torch.float32)) + delta).to(weight.dtype)
 
 
 def guarding(lm: LM, kind: type[guards.Guard], layer: int) -> Edit | None:
@@ -381,7 +404,7 @@ def continued(lm: LM, kind: type[guards.Guard], layer: int, previous: Edit | Non
         return None
     if not isinstance(previous, Edit) or not isinstance(previous.guard, kind):
         raise TypeError(f"previous must be an Edit that has a {kind.what}, not {previous!r}")
-    if previous.lm is not lm:
+    if previous.lm.model is not lm.model:
         raise ValueError(f"previous is an edit of another model, {previous.lm.name}: its {kind.what} is useless here")
     if not previous.active:
         raise ValueError(f"previous was undone: {previous}")
@@ -472,26 +495,63 @@ def editor(method: Method, also: Sequence[str] = ()) -> Method:
 
     @functools.wraps(method)
     def checked(*args: Any, **keywords: Any) -> Edit:
-        check_lm(args[0] if args else keywords.get("lm"))
+        lm = args[0] if args else keywords.get("lm")
+        check_lm(lm)
+        if any(parameter.is_inference() for parameter in lm.model.parameters()):
+            raise ValueError("lm was loaded inside torch.inference_mode(), so it has no gradients: load it outside")
         for name in keywords:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}? " if near else ""
                 raise TypeError(f"{where} has no keyword {name!r}: {hint}it takes {', '.join(known)}")
-        made = method(*args, **keywords)
-        if "forgets" not in made.settings:  # unlearning looks for leaks itself
-            try:
-                made.notes += unanswered(made)
-            except BaseException:  # KeyboardInterrupt too
-                made.undo()
-                raise
-        return made
+        with lm.evaluating(), torch.inference_mode(False):  # gradients are on, whatever the caller has switched off
+            made = method(*args, **keywords)
+            if "forgets" not in made.settings:  # unlearning looks for leaks itself
+                try:
+                    made.notes += unanswered(made)
+                except BaseException:  # KeyboardInterrupt too
+                    made.undo()
+                    raise
+            return made
 
     return checked  # type: ignore[return-value]
 
 
 def _parameters(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, present(lm.model.get_parameter(name), name)) for name in names]  # type: ignore[misc]
+
+
+STEPS = 16  # so many changes of rank one are added again at most, before another copy is kept
+
+
+@torch.no_grad()
+def _rebuilt(edits: Sequence[Edit], name: str) -> Tensor | None:
+    """A parameter with some edits, from the copy that one of them keeps and the rank-one changes since; else None.
+
+    They are added one after another, as ``add`` did it: of a sum of several products the last bit would depend on the
+    number of threads.
+    """
+    steps: list[tuple[Tensor, Tensor]] = []
+    for edit in reversed([edit for edit in edits if name in edit._sizes]):
+        if name not in edit.factors or name in edit._deltas:
+            return None
+        left, right = edit.factors[name]
+        steps = [*zip(left.T, right, strict=True), *steps]
+        if len(steps) > STEPS:
+            return None
+        if name in edit._originals:
+            weight = edit._originals[name]
+            for column, row in steps:
+                weight = _sum(weight, torch.outer(column, row).to(weight.device))
+            return weight
+    return None
+
+
+def _same_bits(a: Tensor | None, b: Tensor) -> bool:
+    """Equal, minus zero and NaN included."""
+    if a is None or (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+        return False
+    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
 @torch.no_grad()

@@ -84,6 +84,11 @@ class Codebook(Guard):
         distance, which = (k.unsqueeze(1) - self.keys[few]).norm(dim=-1).min(1)
         return distance, few.gather(1, which.unsqueeze(1)).squeeze(1)
 
+    def follow(self, device: torch.device) -> None:
+        if self.keys.device != device:
+            parts = (self.keys, self.values, self.epsilon, self._squares)
+            self.keys, self.values, self.epsilon, self._squares = (part.to(device) for part in parts)
+
     def change(self, keys: Tensor, output: Tensor) -> Tensor | None:
         k = keys.flatten(0, -2).float()
         square = k.square().sum(1)
@@ -105,6 +110,7 @@ class Codebook(Guard):
         """
         found = []
         looked = guards.keys(lm, self.layer, [ids for _, ids in prompts])
+        self.follow(looked[0].device)
         for (text, ids), k in zip(prompts, looked, strict=True):
             distance, entry = self.nearest(k)
             inside = distance <= self.epsilon[entry]
@@ -191,6 +197,8 @@ def edit(
     with changing(lm, []):
         unedited = Suffixes(lm, layer, "mlp", rows)
         k, v0 = unedited.keys[:, 0].float(), unedited.mlp[:, 0].float()
+        if book is not None:
+            book.follow(k.device)
         new, s["actions"] = place(book, layer, k, v0, requests, s["epsilon"])
         settings = {name: s[name] for name in ("steps", "lr", "stop_loss")}
         traces, notes = train(lm, new, len(requests), progress=progress, **settings)
@@ -293,13 +301,14 @@ def train(
         pairs = lm.pairs([requests[i] for _, i in rows], ended=True)
         upper = Suffixes(lm, book.layer, "mlp", cut(pairs))
         targets = Targets(lm, [target for _, target in pairs], [0] * len(rows))
-        entry, which = (torch.tensor(x, device=lm.device) for x in ([n for n, _ in rows], list(now)))
+        where = book.values.device
+        entry, which = (torch.tensor(x, device=where) for x in ([n for n, _ in rows], list(now)))
         v = book.values[which].clone().requires_grad_()
         optimiser = torch.optim.Adam([v], lr=lr)
-        active = torch.ones(len(now), dtype=torch.bool, device=lm.device)
+        active = torch.ones(len(now), dtype=torch.bool, device=where)
         for step in tqdm(range(steps + 1), desc="values", disable=not progress):
             last = upper(v[entry] - upper.mlp[:, 0])  # v in the place of W k
-            nll = targets.nll(last)
+            nll = targets.nll(last).to(where)
             if not torch.isfinite(nll).all():
                 raise ValueError(f"the loss is not finite at step {step}: lower lr")
             worst = v.new_zeros(len(now)).scatter_reduce(0, entry, nll.detach(), "amax")

@@ -39,7 +39,10 @@ class Seat:
 
     def after(self, module: Any, args: tuple, output: Tensor) -> Tensor | None:
         """Behind the layer."""
-        return None if self.guard.silent else self.guard.change(args[0], output)
+        if self.guard.silent:
+            return None
+        self.guard.follow(output.device)
+        return self.guard.change(args[0], output)
 
     def begin(self, model: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before each call of the model."""
@@ -72,6 +75,10 @@ class Guard:
     def end(self, output: Any) -> None:
         """What it notes after a call of the model, also one that failed."""
 
+    def follow(self, device: torch.device) -> None:
+        """Move what it holds to where its layer is now."""
+        raise NotImplementedError
+
     def change(self, keys: Tensor, output: Tensor) -> Tensor | None:
         """What to pass on in the place of the layer's output; None for the output itself."""
         raise NotImplementedError
@@ -93,13 +100,15 @@ class Guard:
         raise NotImplementedError
 
     def attach(self, lm: Any, earlier: Guard | None = None) -> None:
-        """Put it into force: behind all other hooks, or in the place of ``earlier``."""
+        """Put it into force, if it is not: behind all other hooks, or in the place of ``earlier``."""
+        if self.attached:
+            return
         if earlier is not None and earlier._seat is not None:
             self._seat, self._handles = earlier._seat, earlier._handles
             earlier._seat, earlier._handles, self._seat.guard = None, [], self
             return
         seat = self._seat = Seat(self)
-        self._handles = [lm.down_projection(self.layer).register_forward_hook(seat.after)]
+        self._handles.append(lm.down_projection(self.layer).register_forward_hook(seat.after))
         # Whoever looks inside calls the model without its head. Called with it, both begin, with the same arguments.
         for model in (lm.model, lm.model.base_model):
             self._handles.append(model.register_forward_pre_hook(seat.begin, with_kwargs=True))
@@ -115,10 +124,6 @@ class Guard:
         while self._handles:
             self._handles.pop().remove()
         self._seat = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: hooks travel with the model, what takes them away stays here."""
-        return {**self.__dict__, "_handles": [], "_seat": None}
 
 
 class PromptGuard(Guard):
@@ -207,8 +212,7 @@ class PromptGuard(Guard):
         self._ends = self._decided = self._cache = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        return {**state, "_held": None, "_cache": None, "_ends": None, "_decided": None}
+        return {**self.__dict__, "_held": None, "_cache": None, "_ends": None, "_decided": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _held=weakref.WeakKeyDictionary())
@@ -226,7 +230,7 @@ def keys(lm: Any, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
     for start in range(0, len(rows), together):
         chunk = rows[start : start + together]
         batch = lm.batch(chunk)
-        with hooks.read({0: lm.down_projection(layer)}, at="input", stop=True) as seen:
+        with hooks.read({0: lm.down_projection(layer)}, at="input", stop=True) as seen, lm.evaluating():
             lm.model(**batch, use_cache=False)
         k = seen[0].reshape(*batch["input_ids"].shape, -1).float()
         found += [k[i, : len(row)] for i, row in enumerate(chunk)]

@@ -11,7 +11,7 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
@@ -92,9 +92,9 @@ class LM:
     name, kind : str
         ``kind`` says which presets fit: the model type with its layers and width, as ``"llama-30x576"``.
     edits : list of Edit
-        The edits in force, the latest last.
+        The edits in force in the model, the latest last, whichever LM they were made through.
     fingerprint : str
-        A hash of the weights as they were when this object was made.
+        A hash of the weights as they are now, edits in force taken away; computed each time.
 
     Raises
     ------
@@ -126,12 +126,28 @@ class LM:
         self.name = name or getattr(config, "_name_or_path", "") or config.model_type
         self.kind = f"{config.model_type}-{len(self.blocks)}x{config.hidden_size}"
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 2**31
-        self.edits: list[Any] = []
         for layer in range(len(self.blocks)):
             _check_memory(self.down_projection(layer), self.weight_name(layer))
-        self.fingerprint = fingerprint_of(model)
 
     # ---- where things are -------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> list[Any]:
+        """The edits in force, the latest last. The list is the model's: every LM around a model has the same one."""
+        edits: list[Any] = self.model.__dict__.setdefault("minilib_edits", [])
+        return edits
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model this is: a hash of its weights as they are now, edits in force taken away."""
+        return fingerprint_of(self.model, self._originals())
+
+    def _originals(self) -> dict[str, Tensor]:
+        """Of each parameter that edits in force have changed, what it was before them."""
+        originals: dict[str, Tensor] = {}
+        for edit in reversed(self.edits):  # the earliest edit has the last word, and always keeps a copy
+            originals |= edit._originals
+        return originals
 
     @property
     def n_layers(self) -> int:
@@ -195,6 +211,8 @@ class LM:
             self.tokenizer.save_pretrained(folder)
         about = folder / "tokenizer_config.json"  # the class has another name in transformers 5: 4 cannot read it
         about.write_text(about.read_text("utf8").replace("TokenizersBackend", "PreTrainedTokenizerFast"), "utf8")
+        for file in folder.glob("*.safetensors"):  # whose writer shuts out others
+            file.chmod(about.stat().st_mode)
 
     # ---- text to tokens ---------------------------------------------------------------------------
 
@@ -444,7 +462,7 @@ class LM:
             **sampling,
         )
         texts: list[str] = []
-        with torch.no_grad(), _seeded(seed, self.device), self._only(config):
+        with torch.no_grad(), _seeded(seed, self.device), self._only(config), self.evaluating():
             for start in range(0, len(rows), batch_size):
                 chunk = rows[start : start + batch_size]
                 batch = self.batch(chunk, side="left")
@@ -456,6 +474,18 @@ class LM:
                     end = next((i for i, token in enumerate(new) if token in stops), len(new))
                     texts.append(self._continuation(row, new[:end]))
         return texts[0] if single else texts
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """For the time of the block, no dropout: whatever of the model is in training mode is put back into it."""
+        training = [module for module in self.model.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
 
     def _stops(self) -> list[int]:
         """The tokens that end an answer."""
@@ -513,10 +543,11 @@ class LM:
         found = []
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
-            ends = torch.tensor([len(row) - 1 for row in chunk], device=self.device)
-            logits = self.model(**self.batch(chunk), use_cache=False).logits
-            rank = torch.arange(len(chunk), device=logits.device)
-            found.append(logits[rank, ends.to(logits.device)].float().log_softmax(-1))
+            ends = torch.tensor([len(row) - 1 for row in chunk])
+            with self.evaluating():
+                logits = self.model(**self.batch(chunk), use_cache=False).logits
+            rank = torch.arange(len(chunk))
+            found.append(logits[rank, ends].float().log_softmax(-1))
         return torch.cat(found)
 
     def pairs(
@@ -544,7 +575,7 @@ class LM:
         batch_size = self.together(batch_size)
         for start in range(0, len(pairs), batch_size):
             chunk = pairs[start : start + batch_size]
-            with guards.prompts_end(self, [len(prompt) - 1 for prompt, _ in chunk]):
+            with guards.prompts_end(self, [len(prompt) - 1 for prompt, _ in chunk]), self.evaluating():
                 logits = self.model(**self.batch([p + t[:-1] for p, t in chunk]), use_cache=False).logits
             for row, (prompt, target) in zip(logits, chunk, strict=True):
                 yield row[len(prompt) - 1 : len(prompt) - 1 + len(target)].float().log_softmax(-1)
@@ -575,9 +606,7 @@ class LM:
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """For the time of the block, the model as it was before every edit in force."""
-        originals: dict[str, Tensor] = {}
-        for edit in reversed(self.edits):  # the earliest edit has the last word
-            originals |= edit._originals
+        originals = self._originals()
         parameters = {name: self.model.get_parameter(name) for name in originals}
         edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         try:
@@ -638,7 +667,7 @@ def load(
     FileNotFoundError
         When there is no such model. Only safetensors are read, never a pickle; remote code is never run.
     OSError
-        When a download fails or the disk is full.
+        When a download fails, the disk is full, or the model does not fit into the device's memory.
     """
     if not isinstance(name, (str, Path)):
         raise TypeError(f"name must be a string or a path, not {type(name).__name__}")
@@ -665,13 +694,20 @@ def load(
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, **plain, **spread
             )
+            model = model if spread else model.to(device)
     except Exception as error:  # whatever a missing, damaged or unknown file makes the libraries below raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        full = "out of memory" in reason or "allocate memory" in reason  # devices say it in different types of errors
+        if full or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+            raise OSError(
+                f"{name} does not fit into the memory of {device_map or device}: give dtype=torch.bfloat16, a smaller "
+                f"model, or device_map='auto' ({reason})"
+            ) from error
         raise FileNotFoundError(
             f"no model could be loaded as {str(name)!r}. Names that need no network: {', '.join(BUILT_IN)}; else give "
             f"a folder with config.json, *.safetensors and tokenizer.json, or a Hugging Face id, online. ({reason})"
         ) from error
-    return LM(model if spread else model.to(device), tokenizer, name=str(name))
+    return LM(model, tokenizer, name=str(name))
 
 
 def _spread(device_map: Any, device: torch.device) -> dict[str, Any]:
@@ -784,15 +820,41 @@ def _appended(tokenizer: Any) -> int:
     return next((more - i for i in range(more + 1) if full[i : i + len(plain)] == plain), 0)
 
 
-def fingerprint_of(model: nn.Module) -> str:
-    """A hash over the names, shapes and a spread sample of every parameter: quick, and any edit shows in it."""
-    digest = hashlib.sha256()
+def fingerprint_of(model: nn.Module, instead: Mapping[str, Tensor] | None = None) -> str:
+    """A hash over the names, shapes and types of all parameters and every bit of them: any change shows in it.
+
+    SmolLM2's 0.54 GB take a quarter of a second of one core, SHA-256 of them nearly twice as long where the processor
+    has instructions for it, and several times as long elsewhere.
+
+    Parameters
+    ----------
+    model : nn.Module
+    instead : mapping, optional
+        By name, weights to read in the place of the model's own, rounded to their types.
+    """
+    instead, digest = instead or {}, hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = (_offloaded(model, name) if parameter.is_meta else parameter.detach()).flatten()
-        sample = flat[:: max(1, flat.numel() // 256)].float().cpu()
-        digest.update(json.dumps([name, list(parameter.shape)]).encode())
-        digest.update(sample.numpy().tobytes())
+        weight = _offloaded(model, name) if parameter.is_meta else parameter.detach()
+        weight = instead[name].to(weight.dtype) if name in instead else weight
+        digest.update(json.dumps([name, list(weight.shape), str(weight.dtype)]).encode())
+        digest.update(_checksum(weight).to_bytes(8, "little"))
     return digest.hexdigest()[:16]
+
+
+def _checksum(weight: Tensor) -> int:
+    """Σ bitsᵢ·fᵢ modulo 2⁶⁴ over a weight in words of 64 bits: fᵢ is odd, so that no change of one word is lost.
+
+    Changes of several words cancel with a probability of about 2⁻⁶⁴, as they would in a hash of 64 bits.
+    """
+    raw = weight.contiguous().flatten().view(torch.uint8)
+    if len(raw) % 8 or raw.storage_offset() % 8:
+        raw = nn.functional.pad(raw, (0, -len(raw) % 8))
+    factors = torch.arange(2**16, device=raw.device) * -7046029254386353131  # numbers that look random, always the same
+    factors = ((factors ^ (factors >> 29)) * -4658895280553007687) | 1
+    total = 0
+    for words in raw.view(torch.int64).split(len(factors)):
+        total = 3 * total + int((words * factors[: len(words)]).sum())
+    return total % 2**64
 
 
 def _offloaded(model: nn.Module, name: str) -> Tensor:

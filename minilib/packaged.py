@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -121,6 +122,25 @@ def made(folder: Path) -> Path:
             f"the cache folder {folder} cannot be written to ({error}); set MINILIB_CACHE to a folder of your own"
         ) from error
     return folder
+
+
+@contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A scratch file to write, which takes the place of ``file`` when the block is through: never half written.
+
+    Its mode is that of any new file, so that a class can share a cache; safetensors' own writer shuts others out.
+    """
+    scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        scratch.touch()
+        mode = scratch.stat().st_mode
+        yield scratch
+        scratch.chmod(mode)
+        with scratch.open("rb+") as written:
+            os.fsync(written.fileno())
+        scratch.replace(file)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def fetch(name: str, progress: bool = True, accept_terms: bool = False) -> Path:
@@ -236,7 +256,10 @@ def _dequantise(gguf: Path, folder: Path, name: str, progress: bool) -> None:
         model.save_pretrained(folder, safe_serialization=True)
         bar.update()
     hashes = {file.name: sha256(file) for file in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({"made_from": gguf.name, "sha256": hashes}, indent=1))
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"made_from": gguf.name, "sha256": hashes}, indent=1))
+    for file in folder.iterdir():  # safetensors' writer shuts out others, who may share the cache
+        file.chmod(manifest.stat().st_mode)
 
 
 def _plain_tokenizer(folder: Path, begins: bool) -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from . import grace, wise
-from .edits import FORMAT, Edit, add_to, changing, guarding
+from .edits import FILE, FORMAT, Edit, add_to, changing, guarding
 from .guards import Guard
 from .lm import LM, check_lm
 from .requests import Request
@@ -44,44 +43,47 @@ def load_edit(lm: LM, folder: str | Path) -> Edit:
     FileNotFoundError
         When there is no such folder, or no edit in it.
     ValueError
-        When the edit belongs to another model, or a file is damaged. The model is left as it was.
+        When the edit belongs to another model, or the file is damaged. The model is left as it was.
     """
-    about, tensors = read(lm, folder)
-    if about["method"] not in GUARDS:
-        return weights(lm, folder, about, tensors)
-    with damaged(folder):
-        guard = GUARDS[about["method"]](lm, about["guard"], tensors)
-    return beside(lm, about, guard)
+    with torch.inference_mode(False):  # what is loaded is used outside the caller's block too
+        about, tensors = read(lm, folder)
+        if about["method"] not in GUARDS:
+            return weights(lm, folder, about, tensors)
+        with damaged(folder):
+            guard = GUARDS[about["method"]](lm, about["guard"], tensors)
+        return beside(lm, about, guard)
 
 
 def read(lm: LM, folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What ``Edit.save`` wrote: ``edit.json``, its requests as such, and the tensors; for the model it was made on.
+    """What ``Edit.save`` wrote: what is said about the edit, its requests as such, and the tensors.
 
     Raises
     ------
     FileNotFoundError
         When there is no such folder, or no edit in it.
     ValueError
-        When the edit belongs to another model, or a file is damaged.
+        When the edit belongs to another model than ``lm``, or the file is damaged.
     """
     check_lm(lm)
-    files = [Path(folder) / name for name in ("edit.json", "edit.safetensors")]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"folder {str(folder)!r} has no {file.name}: write it by edit.save(folder)")
-    with damaged(folder):
-        about = json.loads(files[0].read_text(encoding="utf8"))
+    file = Path(folder) / FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"folder {str(folder)!r} has no {FILE}: write it by edit.save(folder)")
+    with damaged(folder), safe_open(file, "pt", device=str(lm.device)) as stored:
+        metadata = stored.metadata() or {}
+        if "edit" not in metadata:
+            raise ValueError(f"{FILE} says nothing about an edit, so Edit.save did not write it")
+        about = json.loads(metadata["edit"])
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r}, and this version reads {FORMAT}")
         about["requests"] = [Request(**request) for request in about["requests"]]
         missing = {"method", "model", "fingerprint", "settings", "notes", "traces"} - set(about)
         if missing:
-            raise ValueError(f"edit.json lacks {', '.join(sorted(missing))}")
-        tensors = load_file(files[1], device=str(lm.device))
-    if about["fingerprint"] != lm.fingerprint:
+            raise ValueError(f"{FILE} lacks {', '.join(sorted(missing))}")
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 - no mapping
+    if about["fingerprint"] != (now := lm.fingerprint):
         raise ValueError(
             f"folder {str(folder)!r} holds an edit of another model ({about['model']}, fingerprint "
-            f"{about['fingerprint']}; {lm.name} has {lm.fingerprint}): load the model that was edited, unedited and in "
+            f"{about['fingerprint']}; {lm.name} has {now}): load the model that was edited, unedited and in "
             "the same precision"
         )
     return about, tensors
@@ -92,7 +94,7 @@ def damaged(folder: str | Path) -> Iterator[None]:
     """Whatever a damaged file makes the lines of the block raise, said as that."""
     try:
         yield
-    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, OSError) as error:
         raise ValueError(f"folder {str(folder)!r} holds no edit that can be read (damaged?): {error}") from error
 
 
@@ -120,8 +122,9 @@ def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mappi
     with changing(lm, list(deltas)) as originals:
         for name, delta in deltas.items():
             add_to(lm.model.get_parameter(name), delta, name)
+        whole = {name: delta for name, delta in deltas.items() if name not in thin}
         more = {"traces": about["traces"], "notes": about["notes"], "factors": thin, "keys": keys}
-        return Edit(lm, method, requests, settings, originals, deltas, **more)
+        return Edit(lm, method, requests, settings, originals, whole, **more)
 
 
 def beside(lm: LM, about: Mapping[str, Any], guard: Guard) -> Edit:

@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .edits import Edit
+from . import packaged
+from .edits import FILE, Edit
 from .lm import LM, check_lm, whole
 from .requests import Request, as_requests
 from .saved import load_edit
@@ -140,7 +141,7 @@ def _run(
         for i in tqdm(range(len(chunks) + 1), desc="chunks", disable=not progress):
             if i:
                 place = folder / f"{i:04}"
-                if place.is_dir():
+                if (place / FILE).is_file():
                     made = load_edit(lm, place)
                 else:
                     # A method's default says what it takes: a list of all earlier edits, or the latest one.
@@ -151,8 +152,7 @@ def _run(
                     # Before the edit is there: after a kill its seconds are known too.
                     spent = {**spent, str(i): round(time.perf_counter() - started, 3)}
                     _write(folder, {"about": about, "rows": stream.rows, "spent": spent})
-                    made.save(folder / "new")
-                    (folder / "new").rename(place)
+                    made.save(place)
                 stream.edits.append(made)
             if len(stream.rows) <= i:
                 done = [request for some in chunks[:i] for request in some]
@@ -187,9 +187,8 @@ def _state(folder: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], d
 
 
 def _write(folder: Path, state: dict[str, Any]) -> None:
-    scratch = folder / "sequence.new"
-    scratch.write_text(json.dumps(state, indent=1, ensure_ascii=False), "utf8")
-    scratch.replace(folder / "sequence.json")
+    with packaged.whole(folder / "sequence.json") as scratch:
+        scratch.write_text(json.dumps(state, indent=1, ensure_ascii=False), "utf8")
 
 
 def _digest(value: Any) -> str:

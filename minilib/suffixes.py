@@ -57,7 +57,7 @@ class Suffixes:
         self.mlp = seen["value"].reshape(self.base.shape)  # OPT's blocks flatten rows and tokens
         self.keys = into["key"].reshape(*self.base.shape[:2], -1)
         self.value = (self.mlp if place == "mlp" else self.base)[:, 0]  # what δ is added to
-        every = torch.arange(len(rows), device=lm.device)
+        every = torch.arange(len(rows), device=self.base.device)
         self.at = every, torch.zeros_like(every)  # row and column of each first token
         self.left = inputs["attention_mask"][:, : -self.base.shape[1]].bool()  # which tokens of the prefix are real
         self._check(into["block"], logits)
@@ -65,10 +65,12 @@ class Suffixes:
     def fold(self) -> Suffixes:
         """The same with the one token of each row of the second half behind its row of the first: without padding."""
         new, width = copy.copy(self), self.base.shape[1]
-        main, side = self.at[0].chunk(2)
+        main, side = self.at[0].cpu().chunk(2)  # which index tensors on any device
         fold = prefix.Fold(main, side, width, self.left)
         new.base, new.calls, new.folded = fold(self.base), fold(self.calls), True
-        new.at = torch.cat([main, main]), torch.cat([self.at[1][main], self.at[1][side] + width])
+        column = self.at[1].cpu()
+        at = torch.cat([main, main]), torch.cat([column[main], column[side] + width])
+        new.at = at[0].to(self.base.device), at[1].to(self.base.device)
         return new
 
     def __call__(self, delta: Tensor) -> Float[Tensor, "rows suffix d"]:
@@ -120,21 +122,25 @@ class Targets:
             (r, first[r] + j, t, 1 / len(target)) for r, target in enumerate(targets) for j, t in enumerate(target)
         ]
         self.lm, self.rows = lm, len(targets)
-        self.row, self.column, self.token, self.weight = (
-            torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
-        )
+        self.row, self.column, self.token, self.weight = (torch.tensor(x) for x in zip(*asked, strict=True))
 
     def nll(self, last: Float[Tensor, "rows suffix d"]) -> Float[Tensor, " rows"]:
         """−log p(target) / (number of its tokens) from the last block's output (nats)."""
         log_p = self.lm.unembed(last[self.row, self.column]).log_softmax(-1)
-        said = log_p.gather(1, self.token.unsqueeze(1)).squeeze(1)
-        return log_p.new_zeros(self.rows).index_add(0, self.row, -self.weight * said)
+        row, token, weight = (x.to(log_p.device) for x in (self.row, self.token, self.weight))
+        said = log_p.gather(1, token.unsqueeze(1)).squeeze(1)
+        return log_p.new_zeros(self.rows).index_add(0, row, -weight * said)
 
     @torch.no_grad()
     def said(self, last: Float[Tensor, "rows suffix d"]) -> list[bool]:
         """Whether each token of each target is the likeliest, the earlier ones given."""
-        right = self.lm.unembed(last[self.row, self.column]).argmax(-1) == self.token
+        right = self.lm.unembed(last[self.row, self.column]).argmax(-1).cpu() == self.token
         return [bool(right[self.row == r].all()) for r in range(self.rows)]
+
+
+def double(x: Tensor) -> Tensor:
+    """In float64; on the CPU, where the device has none (Apple's GPUs)."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def wide(x: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ def _rerun(
     lm: LM, hidden: Float[Tensor, "rows width d"], first: int, calls: list, put_back: Mapping[nn.Module, Callable]
 ) -> Float[Tensor, "rows width d"]:
     """From what enters block ``first`` to what leaves the last one, with some modules' outputs replaced on the way."""
-    with ExitStack() as stack:
+    with ExitStack() as stack, lm.evaluating():
         for module, function in put_back.items():
             stack.enter_context(hooks.replace(module, function))
         for block, (args, kwargs) in zip(lm.blocks[first:], calls[first:], strict=True):
@@ -214,7 +214,8 @@ def _window_size(lm: LM, kind: Kind, window: int | None) -> int:
 def _stream(lm: LM, inputs: Mapping[str, Any]) -> list[Float[Tensor, "rows tokens d"]]:
     """The residual stream of a run: what enters each block, and last what leaves the last one."""
     with hooks.read(dict(enumerate(lm.blocks)), at="input") as into, hooks.read({0: lm.blocks[-1]}) as out:
-        logits = lm.model(**inputs, use_cache=False).logits
+        with lm.evaluating():
+            logits = lm.model(**inputs, use_cache=False).logits
     lm.check_logits(out[0][:1, -1], logits[:1, -1])
     return [*(into[layer] for layer in range(lm.n_layers)), out[0]]
 

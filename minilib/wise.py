@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ from .edits import Edit, changing, continued, editor, said_before, settle
 from .guards import PromptGuard
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
-from .suffixes import Suffixes, Targets
+from .suffixes import Suffixes, Targets, double
 from .ties import draw_mask, split, ties
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -88,6 +88,11 @@ class SideMemories(PromptGuard):
         super().__init__(layer, opening)
         self.sides = list(sides)
 
+    def follow(self, device: torch.device) -> None:
+        if self.sides[0].delta.device != device:
+            parts = ("shards", "delta", "keys")
+            self.sides = [replace(s, **{part: getattr(s, part).to(device) for part in parts}) for s in self.sides]
+
     def routing(self, k: Float[Tensor, "rows d_k"]) -> Float[Tensor, "rows sides"]:
         """Δact of each key in each memory."""
         return torch.stack([activation(side.delta, k) for side in self.sides], 1)
@@ -107,6 +112,7 @@ class SideMemories(PromptGuard):
     def explain(self, lm: LM, prompts: Sequence[tuple[str, list[int]]]) -> list[dict[str, Any]]:
         """For each prompt: the memory that is nearest to answering, its activation, threshold, and decided."""
         k = torch.stack([k[-1] for k in guards.keys(lm, self.layer, [ids for _, ids in prompts])])
+        self.follow(k.device)
         act = self.routing(k)
         best = (act / self._limits(k)).argmax(1).tolist()
         found = []
@@ -118,7 +124,7 @@ class SideMemories(PromptGuard):
     def continues(self, earlier: guards.Guard) -> bool:
         assert isinstance(earlier, SideMemories)
         mine, first = (torch.cat([side.keys for side in guard.sides]) for guard in (self, earlier))
-        return len(mine) > len(first) and torch.equal(mine[: len(first)], first)
+        return len(mine) > len(first) and torch.equal(mine[: len(first)].to(first.device), first)
 
     def tensors(self) -> dict[str, Tensor]:
         parts = ("shards", "delta", "keys")
@@ -225,13 +231,15 @@ def edit(
     if s["shards"] > len(requests):
         raise ValueError(f"shards must be at most the number of requests, {len(requests)}, not {s['shards']}")
     earlier = continued(lm, SideMemories, layer, previous)
-    before = [] if earlier is None else list(earlier.sides)
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
     pairs = list(zip(*(lm.pairs(requests, context, ended=True) for context in s["contexts"]), strict=True))
     others = texts.irrelevant(lm, requests, irrelevant, s["seed"])
-    generator = torch.Generator().manual_seed(s["seed"] + sum(len(side.shards) for side in before))
     with changing(lm, []):
         away = torch.stack([k[-1] for k in guards.keys(lm, layer, others)])
+        if earlier is not None:
+            earlier.follow(away.device)
+        before = [] if earlier is None else list(earlier.sides)
+        generator = torch.Generator().manual_seed(s["seed"] + sum(len(side.shards) for side in before))
         scale = s["scale"] = (away @ lm.memory(layer).detach().float().T).norm(dim=1).mean().item()
         if retrieve:  # what another memory answers is irrelevant to this one
             away = torch.cat([away, *(side.keys for side in before)])
@@ -242,7 +250,7 @@ def edit(
         deltas, keys = ([], []) if merged is None else ([*merged.shards], [merged.keys])
         traces, notes = [], []
         for some in split(list(zip(requests, pairs, strict=True)), s["shards"]):
-            mask = draw_mask(lm.memory(layer).shape, s["mask_ratio"], generator).to(lm.device)
+            mask = draw_mask(lm.memory(layer).shape, s["mask_ratio"], generator).to(away.device)
             rows = [pair for _, in_contexts in some for pair in in_contexts]
             D, k, trace, said = train(lm, layer, rows, away, mask, (alpha, beta, gamma), progress=progress, **how)
             deltas.append(D)
@@ -320,12 +328,12 @@ def train(
     here = k[torch.arange(len(rows)), torch.tensor(ends)]
     whiten = whitening(torch.cat([here, irrelevant]), precondition) if precondition else None
     shape = mask.shape if whiten is None else (mask.shape[0], len(whiten))
-    B = torch.zeros(shape, device=lm.device, requires_grad=True)
+    B = torch.zeros(shape, device=mask.device, requires_grad=True)
     optimiser = torch.optim.SGD([B], lr=lr, momentum=0.9, nesterov=True)
     trace: dict[str, list[float]] = {name: [] for name in ("loss", "nll", "margin", "edits", "irrelevant")}
     for step in tqdm(range(steps + 1), desc="D", disable=not progress):
         D = torch.where(mask, B if whiten is None else B @ whiten, 0)
-        nll = targets.nll(upper(k @ D.T))
+        nll = targets.nll(upper(k @ D.T)).to(D.device)
         edits, others = activation(D, here), activation(D, irrelevant)
         margin = margin_loss(edits, others, margins)
         loss = nll.mean() + margin
@@ -345,7 +353,7 @@ def whitening(k: Float[Tensor, "n d_k"], ridge: float) -> Float[Tensor, "r d_k"]
 
     C = mean k kᵀ; ``ridge`` times the mean of its eigenvalues is added, so that rare directions are not blown up.
     """
-    _, s, directions = torch.linalg.svd(k.double() / len(k) ** 0.5, full_matrices=False)
+    _, s, directions = torch.linalg.svd(double(k) / len(k) ** 0.5, full_matrices=False)
     kept = s > 1e-6 * s[0]
     size = s[kept].square()
     return (directions[kept] / (size + ridge * size.mean()).sqrt().unsqueeze(1)).to(k)

@@ -273,6 +273,24 @@ def test_what_is_kept_is_that_of_the_model_without_edits(llama, cache):
         assert all(torch.equal(p, after[name]) for name, p in llama.model.named_parameters())
 
 
+def test_those_of_a_model_changed_by_hand_are_not_kept_as_the_originals(llama, cache):
+    expected = take(llama, None, [3])[3]
+    given = second_moment(llama, [3])
+    changed = llama.memory(1).data
+    changed *= 8
+    assert not torch.equal(take(llama, None, [3])[3], expected), "computed anew, and kept under another key"
+    with pytest.raises(ValueError, match="or before its weights were changed"):
+        take(llama, given, [3])
+    changed /= 8
+    assert torch.equal(take(llama, None, [3])[3], expected) and torch.equal(take(llama, given, [3])[3], expected)
+    one, other = files(cache)
+    one.replace(other)  # under a name that is not its own: whichever it is, it is not served for the other
+    changed *= 8
+    assert not torch.equal(take(llama, None, [3])[3], expected)
+    changed /= 8
+    assert torch.equal(take(llama, None, [3])[3], expected)
+
+
 def test_a_cache_that_cannot_be_written_says_what_to_set(llama, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "file"))

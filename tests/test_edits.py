@@ -1,17 +1,21 @@
 """Edits: taken back bit for bit, in the order of a stack, and shown for what they are."""
 
+import contextlib
 import copy
+import gc
 import io
 import math
+import pickle
+import weakref
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import assert_same_weights, random_lm, weights
+from models import REFERENCE, assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, edits, rome, values
+from minilib import Request, covariance, edits, rome, values
 from minilib.edits import Edit
 
 REQUEST = Request("The capital of {} is", "France", " Rome")
@@ -111,11 +115,94 @@ def test_the_end_of_a_with_block_undoes(llama, reference, error):
     assert not edit.active and llama.edits == []
 
 
+@pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
+def test_the_end_of_a_with_block_undoes_what_was_left_on_top(llama, reference, error):
+    before = weights(llama)
+    earlier = do_rome(llama, reference, 0)
+    between = weights(llama)
+    with pytest.raises(error) if error else contextlib.nullcontext(), do_rome(llama, reference, 1) as edit:
+        later = [do_rome(llama, reference, case) for case in (2, 0)]
+        if error:
+            raise error("the user's own")
+    assert_same_weights(llama, between)
+    assert llama.edits == [earlier] and not any(e.active for e in (edit, *later))
+    earlier.undo()
+    assert_same_weights(llama, before)
+
+
 def test_blocks_within_blocks(llama, reference):
     before = weights(llama)
     with do_rome(llama, reference, 0), do_rome(llama, reference, 1) as inner:
         inner.undo()  # by hand, before the block ends
     assert_same_weights(llama, before)
+
+
+def held(edits) -> int:
+    """How many matrices edits hold, each counted once."""
+    return len({t.untyped_storage().data_ptr() for e in edits for t in [*e._originals.values(), *e._deltas.values()]})
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rank_one_edits_hold_one_copy_of_the_matrix(kind, dtype):
+    lm = random_lm(kind)
+    lm.model.to(dtype)
+    how = {"layer": 1, "covariance": {1: torch.eye(lm.memory(1).shape[1])}, "steps": 3, "lr": 0.5}
+    asked, name = [REQUEST, Request("{} is in", "Rome", " Lund")], lm.weight_name(1)
+    states, stack = [], []
+    for i in range(10):
+        states.append(weights(lm))
+        stack.append(rome.edit(lm, asked if i == 4 else asked[i % 2], **how))
+    assert held(stack) == 1, "and not twenty"
+    for edit, state in zip(stack, states, strict=True):
+        assert edit.sizes()[name][1] == state[name].float().norm().item()
+    with stack[-1].at_strength(0):
+        assert_same_weights(lm, states[-1])
+    for edit, state in zip(reversed(stack), reversed(states), strict=True):
+        edit.undo()
+        assert_same_weights(lm, state)
+
+
+def test_a_copy_is_kept_where_factors_do_not_lead_to_the_weights(llama):
+    """After a change by hand, a change that has no factors, many changes, or in another precision."""
+    states, stack = [], []
+
+    def do(edit):
+        states.append(weights(llama))
+        stack.append(edit())
+        return held(stack)
+
+    def one():
+        return rome.edit(llama, REQUEST, layer=2, covariance={2: torch.eye(96)}, steps=2)
+
+    assert do(one) == do(one) == 1
+    llama.memory(2).data[3, 5] += 1e-3
+    assert do(one) == do(one) == 2
+    assert do(lambda: written(llama, 2, random_delta(llama, 2, scale=1e-3))) == 3, "its change, and no copy"
+    assert do(one) == 4
+    for _ in range(edits.STEPS):
+        assert do(one) == 4
+    assert do(one) == 5
+    for edit, state in zip(reversed(stack), reversed(states), strict=True):
+        edit.undo()
+        assert_same_weights(llama, state)
+    stack.clear()
+    do(one)
+    llama.model.to(torch.bfloat16)
+    before = weights(llama)
+    assert do(one) == 2
+    stack[1].undo()
+    assert_same_weights(llama, before)
+
+
+def test_minus_zero_is_put_back(llama):
+    weight = llama.memory(2).data
+    weight[0, 0], weight[1, 1], weight[2, 2] = -0.0, 0.0, 5e-42
+    before = llama.memory(2).detach().clone().view(torch.int32)
+    stack = [rome.edit(llama, REQUEST, layer=2, covariance={2: torch.eye(96)}, steps=2) for _ in range(3)]
+    while stack:
+        stack.pop().undo()
+    assert torch.equal(llama.memory(2).detach().view(torch.int32), before)
 
 
 # ---- what was changed ----
@@ -272,6 +359,49 @@ def test_a_strength_that_is_no_number_is_refused(llama, wrong):
         pass
 
 
+# ---- one model, several LM objects ----
+
+
+def test_two_objects_around_one_model_share_its_stack(llama, reference):
+    before, other = weights(llama), minilib.LM(llama.model, llama.tokenizer, "other")
+    first, second = do_rome(llama, reference, 0), do_rome(other, reference, 1)
+    assert llama.edits == other.edits == [first, second]
+    with pytest.raises(ValueError, match="lies under a later edit: undo .* first"):
+        first.undo()
+    assert minilib.metrics.divergence(other, ["The capital of France is Rome"]) > 0
+    with other.unedited(), llama.unedited():
+        assert_same_weights(llama, before)
+    second.undo()
+    first.undo()
+    assert_same_weights(llama, before)
+    assert llama.edits == other.edits == []
+
+
+def test_a_copy_has_a_stack_of_its_own(llama, reference):
+    before = weights(llama)
+    with do_rome(llama, reference) as edit:
+        edited = weights(llama)
+        copies = [minilib.LM(copy.deepcopy(llama.model), llama.tokenizer), copy.deepcopy(llama)]
+        copies.append(minilib.LM(pickle.loads(pickle.dumps(llama.model)), llama.tokenizer))
+        for lm in copies:
+            (copied,) = lm.edits
+            assert copied is not edit and copied.lm.model is lm.model
+            copied.undo()
+            assert_same_weights(lm, before)
+            assert not lm.edits and llama.edits == [edit]
+            assert_same_weights(llama, edited)
+    assert_same_weights(llama, before)
+
+
+def test_a_model_that_nobody_holds_is_let_go(reference):
+    for do in (lambda lm: lm, lambda lm: do_rome(lm, reference, steps=1)):
+        made = do(minilib.load(REFERENCE / "model"))
+        model = weakref.ref(made.lm.model if isinstance(made, Edit) else made.model)
+        del made
+        gc.collect()
+        assert model() is None
+
+
 # ---- copies ----
 
 
@@ -321,6 +451,44 @@ def test_an_edit_works_where_gradients_are_off(llama, reference, around):
     with around(), do_rome(llama, reference) as edit:
         torch.testing.assert_close(edit.deltas[llama.weight_name(2)], expected)
     assert_same_weights(llama, before)
+
+
+def test_a_model_without_gradients_is_refused(reference):
+    with torch.inference_mode():
+        lm = minilib.load(REFERENCE / "model")
+    lm.generate("The capital of France is", max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"lm was loaded inside torch\.inference_mode\(\)"):
+        do_rome(lm, reference)
+
+
+def test_dropout_is_off_while_something_is_measured_or_edited():
+    lm = random_lm("gpt2")
+    assert lm.model.config.attn_pdrop > 0
+    asked, texts = [REQUEST], ["The capital of France is Rome", "Rome is in"]
+    C = {1: torch.eye(lm.memory(1).shape[1])}
+
+    def measured():
+        lens = minilib.attacks.lens(lm, asked)[0]["ranks"]
+        states = minilib.tracing.causal_trace(lm, REQUEST, draws=2).restored
+        found = [lm.logprobs(texts), *lm.target_logprobs(asked), covariance.second_moment(lm, [2], texts)[2], states]
+        found += [
+            minilib.tracing.logit_lens(lm, texts[0]).probability,
+            minilib.keys.keys_and_values(lm, asked, 1, ["{}"])[0],
+        ]
+        with rome.edit(lm, REQUEST, layer=1, covariance=C, steps=5) as edit:
+            found += [*edit.deltas.values(), torch.tensor(edit.traces[0]["loss"])]
+        with minilib.grace.edit(lm, REQUEST, layer=1, steps=3) as edit:
+            found += [edit.guard.values, torch.tensor(edit.explain(texts, chat=False)[0]["distance"])]
+        return found, lens, lm.generate(asked, max_new_tokens=8)
+
+    expected, *said = measured()
+    for training in (lm.model, lm.blocks[2].mlp.dropout):
+        training.train()
+        modes = [module.training for module in lm.model.modules()]
+        found, *told = measured()
+        assert told == said and all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert modes == [module.training for module in lm.model.modules()], "as somebody wanted it"
+        lm.model.eval()
 
 
 def test_no_gradient_stays_behind(llama, reference):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from models import ARCHITECTURES, assert_same_weights, random_lm, weights
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_hooks import hooks_left
 
 import minilib
@@ -290,13 +292,56 @@ def test_a_continued_edit_is_loaded_on_its_beginning_or_alone(llama, method, tmp
     assert llama.generate(ASKED, 5) == said
 
 
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_where_gradients_are_off_it_is_made_asked_and_loaded_as_ever(llama, method, around, tmp_path):
+    with around():
+        made = edit(method, llama)
+        said = llama.generate(ASKED, 5)
+        made.save(tmp_path)
+        made.undo()
+        again = minilib.load_edit(llama, tmp_path)
+        assert llama.generate(ASKED, 5) == said
+        assert all(row["decided"] for row in again.explain(ASKED))
+    assert llama.generate(ASKED, 5) == said
+    llama.model(**llama.batch([llama.encode(ASKED[0]).ids])).logits.sum().backward()  # gradients flow past it
+    with around():
+        again.undo()
+    llama.model.zero_grad()
+
+
+def test_a_memory_put_in_force_through_another_object_is_seen(llama, method, tmp_path):
+    other = minilib.LM(llama.model, llama.tokenizer)
+    with edit(method, other):
+        assert guards.on(llama) == guards.on(other) != []
+        with pytest.raises(ValueError, match="has a memory beside its weights"):
+            llama.save_pretrained(tmp_path / "plain")
+        assert minilib.metrics.divergence(llama, [r.text + r.target for r in ASKED]) > 0
+        assert llama.probability(ASKED) == other.probability(ASKED)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_copy_can_be_taken_back(llama, method):
+    before = logits(llama, [r.text for r in ASKED])
+    first = edit(method, llama, ASKED[:1])
+    edit(method, llama, ASKED[1:], previous=first)
+    said, left = llama.generate(ASKED, 5), hooks_left(llama.model)
+    for lm in (copy.deepcopy(llama), minilib.LM(pickle.loads(pickle.dumps(llama.model)), llama.tokenizer)):
+        while lm.edits:
+            lm.edits[-1].undo()
+        assert hooks_left(lm.model) == 0
+        assert all(torch.equal(a, b) for a, b in zip(logits(lm, [r.text for r in ASKED]), before, strict=True))
+    assert llama.generate(ASKED, 5) == said and hooks_left(llama.model) == left
+
+
 def test_a_damaged_file_is_an_error_and_changes_nothing(llama, method, tmp_path):
     edit(method, llama).save(tmp_path)
     llama.edits[0].undo()
-    text = (tmp_path / "edit.json").read_text("utf8")
+    file = tmp_path / "edit.safetensors"
+    with safe_open(file, "pt") as stored:
+        text = stored.metadata()["edit"]
     left = hooks_left(llama.model)
     for broken in (text.replace('"layer": 2', '"layer": 77'), text.replace('"guard": {', '"guards": {')):
-        (tmp_path / "edit.json").write_text(broken, "utf8")
+        save_file(load_file(file), file, {"edit": broken})
         with pytest.raises(ValueError, match="damaged"):
             minilib.load_edit(llama, tmp_path)
     assert hooks_left(llama.model) == left and not llama.edits

@@ -12,6 +12,7 @@ from models import REFERENCE, random_lm
 
 import minilib
 from minilib import Request
+from minilib.lm import fingerprint_of
 from minilib.tinyworld import people
 
 PROMPTS = ["The capital of France is", "Mira", "In the town of Lund there lives a", "Where is Rome? It is in"]
@@ -265,9 +266,30 @@ def test_the_fingerprint_tells_models_apart(llama, reference):
     }
     assert len(others | {llama.fingerprint}) == 4
     edit = minilib.rome.edit(llama, REQUESTS[0], layer=2, covariance=reference["covariance"], steps=5)
-    assert minilib.LM(llama.model, llama.tokenizer).fingerprint != llama.fingerprint
+    one = llama.fingerprint
+    assert minilib.LM(llama.model, llama.tokenizer).fingerprint == one, "edits in force taken away"
+    assert fingerprint_of(llama.model) != one
     edit.undo()
-    assert minilib.LM(llama.model, llama.tokenizer).fingerprint == llama.fingerprint
+    assert fingerprint_of(llama.model) == one
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_any_changed_weight_shows_in_the_fingerprint(dtype):
+    """Where a stride of 256 would read one column alone; in an odd number of bytes; in the last bit."""
+    model = torch.nn.Linear(256, 5)
+    torch.nn.init.normal_(model.weight, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(model.bias, generator=torch.Generator().manual_seed(1))
+    model, bits = model.to(dtype), torch.int32 if dtype == torch.float32 else torch.int16
+    seen = {fingerprint_of(model)}
+    words = [(p.data.view(bits).flatten(), i) for p in model.parameters() for i in range(0, p.numel(), 3)]
+    for flat, i in words:
+        flat[i] ^= 1
+        seen.add(fingerprint_of(model))
+        flat[i] ^= 1
+    model.weight.data[:, [3, 4]] = model.weight.data[:, [4, 3]]
+    seen.add(fingerprint_of(model))
+    model.weight.data[:, [3, 4]] = model.weight.data[:, [4, 3]]
+    assert len(seen) == len(words) + 2 and fingerprint_of(model) in seen
 
 
 def test_a_copied_folder_is_the_same_model(tmp_path, llama):

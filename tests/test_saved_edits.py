@@ -2,13 +2,16 @@
 
 import html
 import json
+import os
 
 import pytest
 import torch
 from models import REFERENCE, assert_same_weights, random_lm, weights
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import minilib
-from minilib import Request, edits, memit, rome
+from minilib import Request, covariance, edits, memit, rome
 from minilib import tinyworld as tinyworlds
 from minilib.edits import Edit
 
@@ -55,7 +58,7 @@ def test_the_file_holds_thin_factors(kind, tmp_path):
     expected = weights(lm)
     edit.save(tmp_path)
     numbers = 4 * (d_out + d_k)
-    assert numbers <= (tmp_path / "edit.safetensors").stat().st_size < numbers + 400
+    assert numbers <= (tmp_path / "edit.safetensors").stat().st_size < numbers + 2500
     edit.undo()
     minilib.load_edit(lm, tmp_path)
     assert_same_weights(lm, expected)
@@ -83,7 +86,7 @@ def test_an_undone_edit_can_still_be_saved_and_a_folder_used_again(llama, refere
     second.undo()
     second.save(tmp_path)
     assert minilib.load_edit(llama, tmp_path).requests == second.requests
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["edit.json", "edit.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["edit.safetensors"]
 
 
 def test_edits_that_lie_on_one_another_are_loaded_in_order(llama, reference, tmp_path):
@@ -106,25 +109,69 @@ def test_another_model_refuses_it(llama, reference, tmp_path):
     assert other.edits == []
 
 
-def damaged(file, change):
-    about = json.loads(file.read_text())
-    change(about)
-    file.write_text(json.dumps(about))
+def rewritten(folder, change):
+    """The file with what it says of the edit put through ``change``, or with another text in its place."""
+    file = folder / "edit.safetensors"
+    with safe_open(file, "pt") as stored:
+        text = stored.metadata()["edit"]
+    if not isinstance(change, str):
+        about = json.loads(text)
+        change(about)
+        change = json.dumps(about)
+    save_file(load_file(file), file, {"edit": change})
 
 
 DAMAGE = {
-    "no JSON": lambda folder: (folder / "edit.json").write_text("{"),
-    "a list": lambda folder: (folder / "edit.json").write_text("[]"),
-    "a missing key": lambda folder: damaged(folder / "edit.json", lambda about: about.pop("requests")),
-    "a request without subject": lambda folder: damaged(
-        folder / "edit.json", lambda about: about["requests"][0].pop("subject")
-    ),
-    "another format": lambda folder: damaged(folder / "edit.json", lambda about: about.update(format=99)),
-    "tensors cut short": lambda folder: (folder / "edit.safetensors").write_bytes(
+    "no JSON": lambda folder: rewritten(folder, "{"),
+    "a list": lambda folder: rewritten(folder, "[]"),
+    "a missing key": lambda folder: rewritten(folder, lambda about: about.pop("requests")),
+    "a request without subject": lambda folder: rewritten(folder, lambda about: about["requests"][0].pop("subject")),
+    "another format": lambda folder: rewritten(folder, lambda about: about.update(format=99)),
+    "cut short": lambda folder: (folder / "edit.safetensors").write_bytes(
         (folder / "edit.safetensors").read_bytes()[:-10]
     ),
-    "tensors of another kind": lambda folder: (folder / "edit.safetensors").write_bytes(b"no tensors at all"),
+    "empty": lambda folder: (folder / "edit.safetensors").write_bytes(b""),
+    "of another kind": lambda folder: (folder / "edit.safetensors").write_bytes(b"no tensors at all"),
+    "a model's weights": lambda folder: save_file({"x": torch.ones(3)}, folder / "edit.safetensors", {"format": "pt"}),
 }
+
+
+@pytest.mark.parametrize("when", ["while it is written", "before it takes its place"])
+def test_a_save_that_is_interrupted_leaves_the_edit_before(llama, reference, tmp_path, monkeypatch, when):
+    first = do(llama, reference, requests=reference["requests"][0])
+    first.save(tmp_path)
+    first.undo()
+    second = do(llama, reference, requests=reference["requests"][1])
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((edits, "save_file") if when == "while it is written" else (os, "fsync")), stop)
+        with pytest.raises(KeyboardInterrupt):
+            second.save(tmp_path)
+    second.undo()
+    assert minilib.load_edit(llama, tmp_path).requests == first.requests
+    assert [file.name for file in tmp_path.iterdir()] == ["edit.safetensors"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are those of Unix")
+def test_what_is_written_is_readable_like_any_new_file(llama, reference, tmp_path):
+    (tmp_path / "plain").touch()
+    do(llama, reference).save(tmp_path)
+    covariance.SecondMoments({1: torch.eye(3)}, "x", 1, "y").save(tmp_path / "C.safetensors")
+    llama.save_pretrained(tmp_path / "model")
+    modes = {oct(file.stat().st_mode) for file in tmp_path.rglob("*") if file.is_file()}
+    assert modes == {oct((tmp_path / "plain").stat().st_mode)}
+
+
+def test_a_model_that_was_changed_by_hand_refuses_it(llama, reference, tmp_path):
+    edit = do(llama, reference)
+    edit.save(tmp_path)
+    edit.undo()
+    llama.memory(3).data[5, 7] += 1e-3
+    with pytest.raises(ValueError, match="holds an edit of another model"):
+        minilib.load_edit(llama, tmp_path)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -146,9 +193,8 @@ def test_a_change_that_does_not_fit_is_refused(llama, reference, tmp_path, wrong
     edit.undo()
     (name,) = edit.factors
     left, right = edit.factors.pop(name)
-    edit.deltas = {"no.such.weight" if wrong == "name" else name: left @ right * (torch.nan if wrong == "nan" else 1)}
-    if wrong == "shape":
-        edit.deltas[name] = edit.deltas[name][:-1]
+    delta = left @ right * (torch.nan if wrong == "nan" else 1)
+    edit._deltas = {"no.such.weight" if wrong == "name" else name: delta[:-1] if wrong == "shape" else delta}
     edit.save(tmp_path)
     before = weights(llama)
     with pytest.raises(ValueError, match="is damaged: the change of .* does not fit, or is not finite"):
@@ -158,7 +204,7 @@ def test_a_change_that_does_not_fit_is_refused(llama, reference, tmp_path, wrong
 
 def test_a_folder_without_an_edit_is_named(llama, tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(FileNotFoundError, match=r"has no edit\.json: write it by edit\.save"):
+        with pytest.raises(FileNotFoundError, match=r"has no edit\.safetensors: write it by edit\.save"):
             minilib.load_edit(llama, folder)
 
 

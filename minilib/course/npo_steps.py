@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from .. import benchmark, facts
 from ..facts import Fact, Question
-from ..lm import LM, fingerprint_of, load
+from ..lm import LM, load
 from ..requests import Request
 from ..trained import read as read_rows
 from . import real
@@ -303,7 +303,7 @@ def check_said(said: Any, lm: LM, number: int) -> None:
     """The model no longer told the capital when it was asked; and all weights are as before."""
     fact = real.capital(number)
     assert isinstance(said, (list, tuple)) and len(said) == 6, "`said` must be the list of the six answers"
-    assert isinstance(lm, LM) and fingerprint_of(lm.model) == lm.fingerprint, (
+    assert isinstance(lm, LM) and lm.fingerprint == load(lm.name, progress=False).fingerprint, (
         "The weights are not put back: ask inside `with restored(…):`"
     )
     told = fact.answered_by(str(said[0]))
