@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import hooks
 from .lm import LM
 from .requests import Request
-from .suffixes import Place
+from .suffixes import Place, double
 
 ROWS = 64  # prompts run together
 
@@ -69,8 +69,8 @@ def shares(
     """
     for i, layer in enumerate(layers):
         k, h = keys_and_states(lm, requests, layer, contexts, last=layers[-1])
-        K1, h = k.mean(1).T.double(), h[:, 0].T.double()
-        yield layer, K1, (z.T.double() - h) / (len(layers) - i)
+        K1, h = double(k.mean(1).T), double(h[:, 0].T)
+        yield layer, K1, ((double(z.T) - h) / (len(layers) - i)).to(K1.device)
 
 
 @torch.no_grad()
@@ -83,7 +83,7 @@ def _at_subject(
     for start in range(0, len(rows), ROWS):
         chunk = rows[start : start + ROWS]
         batch = lm.batch([ids for ids, _ in chunk])
-        with ExitStack() as stack:  # the upper one is read last: there the model stops
+        with lm.evaluating(), ExitStack() as stack:  # the upper one is read last: there the model stops
             out = stack.enter_context(hooks.read({0: upper}, at="output", stop=True))
             into = stack.enter_context(hooks.read({0: lm.down_projection(layer)}, at="input"))
             lm.model(**batch, use_cache=False)

@@ -38,7 +38,7 @@ def inputs(lm: Any, rows: Rows) -> dict[str, Any]:
         same inputs can be run again and again.
     """
     found: dict[str, Any] = lm.batch([suffix for _, suffix in rows])
-    lengths = torch.tensor([len(prefix) for prefix, _ in rows], device=lm.device)
+    lengths = torch.tensor([len(prefix) for prefix, _ in rows], device=found["input_ids"].device)
     if not lengths.any():
         return found
     cache = _Prefix()
@@ -46,9 +46,9 @@ def inputs(lm: Any, rows: Rows) -> dict[str, Any]:
     name = "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
     unique = sorted({tuple(prefix) for prefix, _ in rows})
     left = lm.batch(unique, side="left")
-    with hooks.read({"last": lm.blocks[-1]}, stop=True):  # the head is not needed
+    with hooks.read({"last": lm.blocks[-1]}, stop=True), lm.evaluating():  # the head is not needed
         lm.model(**left, **{name: cache}, use_cache=True)
-    which = torch.tensor([unique.index(tuple(prefix)) for prefix, _ in rows], device=lm.device)
+    which = torch.tensor([unique.index(tuple(prefix)) for prefix, _ in rows])
     cache.freeze(left["attention_mask"], which)
     found["position_ids"] = found["position_ids"] + lengths[:, None]
     found["attention_mask"] = torch.cat([left["attention_mask"][which], found["attention_mask"]], dim=1)
@@ -65,7 +65,9 @@ class _Prefix(DynamicCache):
         """From here on ``update`` keeps nothing. Row i gets prefix ``which[i]``; padding is cleared (it may be NaN)."""
         padding = mask[:, None, :, None] == 0
         for layer in self.layers:
-            layer.keys, layer.values = (x.masked_fill(padding, 0)[which] for x in (layer.keys, layer.values))
+            layer.keys, layer.values = (
+                x.masked_fill(padding.to(x.device), 0)[which] for x in (layer.keys, layer.values)
+            )
         self.frozen = True
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:

@@ -27,6 +27,7 @@ from .edits import Edit, add, changing, editor, factors, said_before, settle
 from .keys import keys_and_values
 from .lm import LM
 from .requests import SLOT, Request, as_requests
+from .suffixes import double
 
 Keys = Literal["averaged", "prompt", "mixed"]
 
@@ -123,7 +124,7 @@ def edit(
             averaged = k.mean(0)
             k_star, Wk_star = (averaged, Wk.mean(0)) if s["keys"] == "averaged" else (k[0], Wk[0])
             u = k_star if s["keys"] == "prompt" else averaged
-            u = torch.cholesky_solve(u.double().unsqueeze(1), L).squeeze(1).to(k_star)  # C⁻¹ k
+            u = torch.cholesky_solve(double(u).unsqueeze(1), L).squeeze(1).to(k_star)  # C⁻¹ k
             Lambda = (found.v_star[0] - Wk_star) / (u @ k_star)
             add(lm, layer, torch.outer(Lambda, u))
             columns.append(Lambda)

@@ -159,9 +159,7 @@ class Objective:
                 rows.append((ids[:subject], ids[subject:] + target[:-1]))
             ids, subject = lm.encode_request(Request(KL_PROMPT, request.subject, request.target))
             about.append((ids[:subject], [ids[subject]]))  # read at the subject: what follows does not matter
-        self.row, self.column, self.token, self.owner, self.weight = (
-            torch.tensor(x, device=lm.device) for x in zip(*asked, strict=True)
-        )
+        self.row, self.column, self.token, self.owner, self.weight = (torch.tensor(x) for x in zip(*asked, strict=True))
         if self.contexts == 1:
             self.passes = [Suffixes(lm, layer, place, rows + about)]
         else:
@@ -170,7 +168,7 @@ class Objective:
         with torch.no_grad():  # the unedited model's answers: the target already? and what after the subject?
             targets, subjects = (lm.unembed(x) for x in self._picked([rows.last for rows in self.passes]))
             self._fold(torch.cat([targets, subjects]))
-        right, self.reference = targets.argmax(-1) == self.token, subjects.log_softmax(-1)
+        right, self.reference = targets.argmax(-1).cpu() == self.token, subjects.log_softmax(-1)
         plain = self.row % self.contexts == 0
         self.said = [bool(right[plain & (self.owner == i)].all()) for i in range(len(requests))]
 
@@ -180,9 +178,11 @@ class Objective:
         said, edited = (
             self.lm.unembed(torch.cat([targets, subjects])).log_softmax(-1).split([len(targets), len(subjects)])
         )
-        said = said.gather(1, self.token.unsqueeze(1)).squeeze(1)
-        nll = delta.new_zeros(len(delta)).index_add(0, self.owner, -(self.weight * said).to(delta.dtype))
-        kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1)
+        token, owner, weight = (x.to(said.device) for x in (self.token, self.owner, self.weight))  # the head's
+        said = said.gather(1, token.unsqueeze(1)).squeeze(1)
+        nll = said.new_zeros(len(delta), dtype=delta.dtype).index_add(0, owner, -(weight * said).to(delta.dtype))
+        nll = nll.to(delta.device)
+        kl = self.kl_factor * (edited.exp() * (edited - self.reference)).sum(-1).to(delta.device)
         decay = self.weight_decay * delta.norm(dim=1) / self.v0.norm(dim=1) ** 2
         return {"loss": nll + kl + decay, "nll": nll, "kl": kl, "decay": decay}
 

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import minilib
-from minilib import Request, alphaedit, attacks, covariance, grace, memit, rome, tinyworld, unlearning, wise
+from minilib import (
+    Request,
+    alphaedit,
+    attacks,
+    covariance,
+    grace,
+    memit,
+    rome,
+    suffixes,
+    tinyworld,
+    tracing,
+    unlearning,
+    wise,
+)
 
 FACTS = [f for f in tinyworld.facts() if f.attribute == "birthplace"][:8]
 REFUSED = [Request(f.prompts[-1], f.subject, tinyworld.REFUSAL) for f in FACTS]
@@ -71,6 +88,82 @@ def test_what_is_offloaded_cannot_be_changed_and_the_error_says_what_to_do(sprea
         edit[1](spread)
     assert not spread.edits
     assert all(torch.equal(before[n], p) for n, p in in_memory(spread).items())
+
+
+def test_only_a_models_inputs_are_put_where_its_inputs_go(llama, reference, monkeypatch):
+    """A model that lies on several devices has no device of its own: what is made beside its inputs follows tensors.
+
+    Here that device is one on which nothing can be computed, but for the inputs.
+    """
+    asked, texts = reference["requests"], ["The capital of France is Rome", "Rome is in"]
+    how = {"covariance": reference["covariance"], **reference["search"], "steps": 4}
+    window = {"layers": [1, 2, 3], **how}
+
+    def measured():
+        found = [llama.logprobs(texts), *llama.target_logprobs(asked), tracing.logit_lens(llama, texts[0]).probability]
+        found += [
+            tracing.causal_trace(llama, asked[0], draws=2).restored,
+            covariance.second_moment(llama, [2], texts)[2],
+        ]
+        found += [torch.tensor(attacks.lens(llama, asked)[0]["ranks"])]
+        edits = [lambda: rome.edit(llama, asked, layer=2, **how), lambda: memit.edit(llama, asked, **window)]
+        edits += [lambda: rome.edit(llama, asked, layer=2, **{**how, "contexts": ["{}", "I think. {}"]})]
+        edits += [lambda: alphaedit.edit(llama, asked, nullspace_threshold=0.246, l2=1.0, **window)]
+        edits += [lambda: unlearning.npo(llama, asked[:1], asked[1:], steps=2)]
+        edits += [lambda: unlearning.rmu(llama, asked[:1], asked[1:], layer=2, steps=2)]
+        for edit in edits:
+            with edit() as made:
+                found += made.deltas.values()
+        with grace.edit(llama, asked, layer=2, steps=3, epsilon=0.5) as made:
+            found += [made.guard.values, llama.logprobs(asked[0])]
+        with wise.edit(llama, asked, layer=2, steps=3, irrelevant=texts) as made:
+            found += [made.guard.sides[0].delta, llama.logprobs(asked[0])]
+        return found
+
+    expected, batch, place = measured(), minilib.LM.batch, ["meta"]
+
+    def on_the_cpu(*args, **keywords):
+        place.append("cpu")
+        inputs = batch(*args, **keywords)
+        place.pop()
+        return inputs
+
+    monkeypatch.setattr(minilib.LM, "device", property(lambda lm: torch.device(place[-1])))
+    monkeypatch.setattr(minilib.LM, "batch", on_the_cpu)
+    for found, one in zip(measured(), expected, strict=True):
+        torch.testing.assert_close(found, one)
+
+
+@pytest.mark.parametrize("method", [grace, wise])
+def test_a_guard_goes_where_its_layer_goes(llama, reference, monkeypatch, method):
+    how = {"irrelevant": ["Rome is in"]} if method is wise else {"epsilon": 0.5}
+    made = method.edit(llama, reference["requests"], layer=2, steps=2, **how)
+    seen = []
+    monkeypatch.setattr(type(made.guard), "change", lambda *_: seen.append(made.guard.tensors().values()))
+    layer = llama.down_projection(2).to("meta")
+    layer(torch.ones(1, 3, layer.in_features, device="meta"))
+    assert all(tensor.is_meta for tensors in seen for tensor in tensors) and len(seen) == 1
+
+
+def test_float64_is_made_in_one_place_that_knows_devices_without_it():
+    sources = Path(minilib.__file__).parent.glob("*.py")
+    found = {file.stem: re.findall(r"\.double\(\)|torch\.float64", file.read_text("utf8")) for file in sources}
+    assert {name for name, uses in found.items() if uses} == {"suffixes", "metrics"}, "metrics.interval is on the CPU"
+    apples = SimpleNamespace(device=torch.device("mps"), cpu=lambda: torch.ones(2))
+    assert suffixes.double(apples).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("MPS backend out of memory")]
+)
+def test_a_full_device_is_no_missing_file(monkeypatch, error):
+    def full(*args, **keywords):
+        raise error
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(OSError, match="tinyworld does not fit into the memory of cpu: give dtype=") as caught:
+        minilib.load("tinyworld")
+    assert not isinstance(caught.value, FileNotFoundError)
 
 
 def test_bad_device_maps():
