@@ -823,8 +823,7 @@ def _appended(tokenizer: Any) -> int:
 def fingerprint_of(model: nn.Module, instead: Mapping[str, Tensor] | None = None) -> str:
     """A hash over the names, shapes and types of all parameters and every bit of them: any change shows in it.
 
-    SmolLM2's 0.54 GB take a quarter of a second of one core, SHA-256 of them nearly twice as long where the processor
-    has instructions for it, and several times as long elsewhere.
+    SmolLM2's 0.54 GB take 0.4 s where the processor has instructions for SHA-256.
 
     Parameters
     ----------
@@ -837,24 +836,8 @@ def fingerprint_of(model: nn.Module, instead: Mapping[str, Tensor] | None = None
         weight = _offloaded(model, name) if parameter.is_meta else parameter.detach()
         weight = instead[name].to(weight.dtype) if name in instead else weight
         digest.update(json.dumps([name, list(weight.shape), str(weight.dtype)]).encode())
-        digest.update(_checksum(weight).to_bytes(8, "little"))
+        digest.update(weight.contiguous().flatten().view(torch.uint8).cpu().numpy())
     return digest.hexdigest()[:16]
-
-
-def _checksum(weight: Tensor) -> int:
-    """Σ bitsᵢ·fᵢ modulo 2⁶⁴ over a weight in words of 64 bits: fᵢ is odd, so that no change of one word is lost.
-
-    Changes of several words cancel with a probability of about 2⁻⁶⁴, as they would in a hash of 64 bits.
-    """
-    raw = weight.contiguous().flatten().view(torch.uint8)
-    if len(raw) % 8 or raw.storage_offset() % 8:
-        raw = nn.functional.pad(raw, (0, -len(raw) % 8))
-    factors = torch.arange(2**16, device=raw.device) * -7046029254386353131  # numbers that look random, always the same
-    factors = ((factors ^ (factors >> 29)) * -4658895280553007687) | 1
-    total = 0
-    for words in raw.view(torch.int64).split(len(factors)):
-        total = 3 * total + int((words * factors[: len(words)]).sum())
-    return total % 2**64
 
 
 def _offloaded(model: nn.Module, name: str) -> Tensor:
