@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import REFERENCE, assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, covariance, edits, rome, values
+from minilib import Request, attacks, covariance, edits, rome, tracing, values
 from minilib.edits import Edit
 
 REQUEST = Request("The capital of {} is", "France", " Rome")
@@ -453,14 +453,6 @@ def test_an_edit_works_where_gradients_are_off(llama, reference, around):
     assert_same_weights(llama, before)
 
 
-def test_a_model_without_gradients_is_refused(reference):
-    with torch.inference_mode():
-        lm = minilib.load(REFERENCE / "model")
-    lm.generate("The capital of France is", max_new_tokens=2)
-    with pytest.raises(ValueError, match=r"lm was loaded inside torch\.inference_mode\(\)"):
-        do_rome(lm, reference)
-
-
 def test_dropout_is_off_while_something_is_measured_or_edited():
     lm = random_lm("gpt2")
     assert lm.model.config.attn_pdrop > 0
@@ -468,11 +460,11 @@ def test_dropout_is_off_while_something_is_measured_or_edited():
     C = {1: torch.eye(lm.memory(1).shape[1])}
 
     def measured():
-        lens = minilib.attacks.lens(lm, asked)[0]["ranks"]
-        states = minilib.tracing.causal_trace(lm, REQUEST, draws=2).restored
+        lens = attacks.lens(lm, asked)[0]["ranks"]
+        states = tracing.causal_trace(lm, REQUEST, draws=2).restored
         found = [lm.logprobs(texts), *lm.target_logprobs(asked), covariance.second_moment(lm, [2], texts)[2], states]
         found += [
-            minilib.tracing.logit_lens(lm, texts[0]).probability,
+            tracing.logit_lens(lm, texts[0]).probability,
             minilib.keys.keys_and_values(lm, asked, 1, ["{}"])[0],
         ]
         with rome.edit(lm, REQUEST, layer=1, covariance=C, steps=5) as edit:
