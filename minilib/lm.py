@@ -518,8 +518,8 @@ class LM:
 
     def check_logits(self, hidden: Float[Tensor, "... d"], logits: Float[Tensor, "... vocabulary"]) -> None:
         """Refuse a model whose logits are not what ``unembed`` makes of its last block's output; some rescale them."""
-        if not torch.allclose(self.unembed(hidden), logits.to(torch.promote_types(logits.dtype, torch.float32)),
-                              rtol=1e-2, atol=1e-2):  # fmt: skip
+        said = self.unembed(hidden)
+        if not torch.allclose(said, logits.to(said.device, said.dtype), rtol=1e-2, atol=1e-2):
             kind = type(self.model).__name__
             raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
 
