@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 import minilib
-from minilib import Request, covariance, memit, rome, stored, tinyworld, values
+from minilib import covariance, memit, rome, stored, tinyworld, values
 from minilib.edits import settle
+from minilib.requests import Request
 
 TARGET = Path(__file__).resolve().parent.parent / "book" / "live_model"
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import fresh  # noqa: E402
 import run_notebooks  # noqa: E402
 
-CELLS = ["%pip install minilib", "from minilib import stored\nrows = stored.load('speed')", "# a remark\nlen(rows)"]
+CELLS = ["%pip install the-book", "from minilib import stored\nrows = stored.load('speed')", "# a remark\nlen(rows)"]
 
 
 def notebook(cells: list[str] = CELLS):
