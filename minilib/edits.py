@@ -495,7 +495,7 @@ def editor(method: Method, also: Sequence[str] = ()) -> Method:
 
     @functools.wraps(method)
     def checked(*args: Any, **keywords: Any) -> Edit:
-        lm = args[0] if args else keywords.get("lm")
+        lm: Any = args[0] if args else keywords.get("lm")
         check_lm(lm)
         for name in keywords:
             if name not in known:

@@ -836,7 +836,7 @@ def fingerprint_of(model: nn.Module, instead: Mapping[str, Tensor] | None = None
         weight = _offloaded(model, name) if parameter.is_meta else parameter.detach()
         weight = instead[name].to(weight.dtype) if name in instead else weight
         digest.update(json.dumps([name, list(weight.shape), str(weight.dtype)]).encode())
-        digest.update(weight.contiguous().flatten().view(torch.uint8).cpu().numpy())
+        digest.update(memoryview(weight.contiguous().flatten().view(torch.uint8).cpu().numpy()))  # type: ignore[arg-type]
     return digest.hexdigest()[:16]
 
 
