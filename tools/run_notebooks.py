@@ -29,7 +29,8 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
     before, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
     try:
-        client.execute(cwd=str(path.parent), env=environment(workers))
+        # Bars of progress are no outputs to be stored.
+        client.execute(cwd=str(path.parent), env={**environment(workers), "TQDM_DISABLE": "1"})
     except CellExecutionError as error:
         cell = next(i for i, c in enumerate(notebook.cells, 1) if any(is_error(o) for o in c.get("outputs", [])))
         with LOG.open("a", encoding="utf8") as log:
