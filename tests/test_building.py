@@ -98,11 +98,13 @@ def test_every_notebook_reaches_the_modules_it_names():
 
 def test_outputs_that_came_out_the_same_are_kept(tmp_path, monkeypatch):
     path = tmp_path / "small.ipynb"
-    nbformat.write(notebook(["1", "print('a')", "2 + 2"]), path)
+    made = notebook(["1", "print('a')", "2 + 2"])
+    made.cells.insert(1, nbformat.v4.new_markdown_cell("Some words."))
+    nbformat.write(made, path)
     monkeypatch.setattr(run_notebooks, "LOG", tmp_path / "log.txt")
     assert run_notebooks.execute(path, 1)[1] == ""
     first = json.loads(path.read_text())
-    first["cells"][1]["execution_count"] = 17  # as it would be had it run in another order
+    first["cells"][2]["execution_count"] = 17  # as it would be had it run in another order
     path.write_text(json.dumps(first, indent=1, ensure_ascii=False) + "\n")
     text = path.read_text()
     assert run_notebooks.execute(path, 1)[1] == ""

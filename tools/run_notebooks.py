@@ -26,6 +26,8 @@ METADATA = {
 def execute(path: Path, workers: int) -> tuple[int, str]:
     """Run one notebook and store it; returns its seconds, and what failed. A notebook that fails stays as it was."""
     start = time.monotonic()
+    with LOG.open("a") as log:  # what kernels say beside their outputs
+        os.dup2(log.fileno(), sys.stderr.fileno())
     before, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
     try:
@@ -40,7 +42,7 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
         for output in cell.get("outputs", []):
             # A live widget dies with its kernel; the same output as HTML stays.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-        if same_outputs(cell, old):
+        if cell.cell_type == "code" and same_outputs(cell, old):
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
     notebook.metadata = {**METADATA, fresh.KEY: fresh.digests(notebook)}
     nbformat.write(notebook, path)
@@ -80,7 +82,10 @@ def main() -> int:
     with ProcessPoolExecutor(workers) as pool:
         running = {pool.submit(execute, path, workers): path for path in paths}
         for number, future in enumerate(as_completed(running), 1):
-            seconds, failure = future.result()
+            try:
+                seconds, failure = future.result()
+            except Exception as error:  # a dead kernel, say: the other notebooks go on
+                seconds, failure = 0, f"{type(error).__name__}: {error}"
             failures += bool(failure)
             print(f"  {number:2}/{len(paths)} {running[future].stem:<32}{seconds:5} s  {failure}", flush=True)
     if failures:
