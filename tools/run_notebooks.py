@@ -26,8 +26,6 @@ METADATA = {
 def execute(path: Path, workers: int) -> tuple[int, str]:
     """Run one notebook and store it; returns its seconds, and what failed. A notebook that fails stays as it was."""
     start = time.monotonic()
-    with LOG.open("a") as log:  # what kernels say beside their outputs
-        os.dup2(log.fileno(), sys.stderr.fileno())
     before, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
     try:
@@ -47,6 +45,12 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
     notebook.metadata = {**METADATA, fresh.KEY: fresh.digests(notebook)}
     nbformat.write(notebook, path)
     return round(time.monotonic() - start), ""
+
+
+def quiet() -> None:
+    """What kernels say beside their outputs goes to the log file."""
+    with LOG.open("a") as log:
+        os.dup2(log.fileno(), sys.stderr.fileno())
 
 
 def is_error(output: Any) -> bool:
@@ -79,7 +83,7 @@ def main() -> int:
     failures = 0
     # The longest first, by the size of what it stores: none is left to run alone at the end.
     paths.sort(key=lambda path: -path.stat().st_size)
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=quiet) as pool:
         running = {pool.submit(execute, path, workers): path for path in paths}
         for number, future in enumerate(as_completed(running), 1):
             try:
