@@ -15,7 +15,7 @@ import fresh
 import nbformat
 from common import LOG, NOTEBOOKS, environment, fetch_model
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -27,10 +27,8 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
     """Run one notebook and store it; returns its seconds, and what failed. A notebook that fails stays as it was."""
     start = time.monotonic()
     before, notebook = (nbformat.read(path, as_version=4) for _ in range(2))
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
     try:
-        # Bars of progress are no outputs to be stored.
-        client.execute(cwd=str(path.parent), env={**environment(workers), "TQDM_DISABLE": "1"})
+        run_cells(notebook, path.parent, workers)
     except CellExecutionError as error:
         cell = next(i for i, c in enumerate(notebook.cells, 1) if any(is_error(o) for o in c.get("outputs", [])))
         with LOG.open("a", encoding="utf8") as log:
@@ -45,6 +43,19 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
     notebook.metadata = {**METADATA, fresh.KEY: fresh.digests(notebook)}
     nbformat.write(notebook, path)
     return round(time.monotonic() - start), ""
+
+
+def run_cells(notebook: Any, folder: Path, workers: int) -> None:
+    """Run all cells in a fresh kernel."""
+    for attempts_left in (2, 1, 0):
+        client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
+        try:
+            # Bars of progress are no outputs to be stored.
+            client.execute(cwd=str(folder), env={**environment(workers), "TQDM_DISABLE": "1"})
+            return
+        except RuntimeError as error:  # two kernels that start at once may take the same port
+            if isinstance(error, DeadKernelError) or not attempts_left:
+                raise
 
 
 def quiet() -> None:
