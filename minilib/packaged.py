@@ -132,7 +132,10 @@ def whole(file: Path) -> Iterator[Path]:
     """
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        scratch.touch()
+        try:
+            scratch.touch()
+        except OSError as error:
+            raise OSError(f"file {str(file)!r} cannot be written: {error.strerror}") from error
         mode = scratch.stat().st_mode
         yield scratch
         scratch.chmod(mode)

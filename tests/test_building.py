@@ -96,6 +96,7 @@ def test_every_notebook_reaches_the_modules_it_names():
         assert len(modules) > 5 and modules <= set(fresh.module_files()), path.name
 
 
+@pytest.mark.long
 def test_outputs_that_came_out_the_same_are_kept(tmp_path, monkeypatch):
     path = tmp_path / "small.ipynb"
     made = notebook(["1", "print('a')", "2 + 2"])
@@ -157,6 +158,7 @@ def test_a_page_that_cannot_be_built_costs_no_other(tmp_path):
     assert "The book is in _build/html" in done.stdout
 
 
+@pytest.mark.long
 def test_a_stored_layer_of_the_live_model_is_what_the_library_computes():
     from minilib import covariance, load, tinyworld
 

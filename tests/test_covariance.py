@@ -182,6 +182,7 @@ def torchrun(folder, case, texts):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("texts", [TEXTS[:4], TEXTS[1:2]], ids=["several", "one text, so one process has none"])
 def test_two_processes_find_what_one_finds(llama, tmp_path, texts):
     first, second = torchrun(tmp_path, "equal", texts)
@@ -192,6 +193,7 @@ def test_two_processes_find_what_one_finds(llama, tmp_path, texts):
         assert_close(first[layer], expected[layer].double())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lm", "layers", "texts"])
 def test_processes_that_were_given_different_things_all_say_so(tmp_path, name):
     messages = torchrun(tmp_path, name, TEXTS[:3])

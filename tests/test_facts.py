@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -110,8 +111,9 @@ def test_whole_words_and_capitals(relation, subject, text, expected):
 def test_an_answer_is_found_unless_a_letter_touches_it(before, after, upper):
     question = Question("What is the capital of France?", "Paris")
     text = before + ("PARIS" if upper else "paris") + after
-    touches = (before + " ")[len(before) - 1] if before else " "
-    free = not re.match(r"\w", touches) and not re.match(r"\w", after or " ")
+    # As the rule reads it: ℡ is three letters, and a mark belongs to a letter.
+    touching = unicodedata.normalize("NFKC", before)[-1:] + unicodedata.normalize("NFKC", after)[:1]
+    free = not any(re.match(r"\w", c) or unicodedata.category(c).startswith("M") for c in touching)
     if free:
         assert question.answered_by(text)
     elif not question.answered_by(before) and not question.answered_by(after):

