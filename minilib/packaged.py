@@ -132,10 +132,7 @@ def whole(file: Path) -> Iterator[Path]:
     """
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        try:
-            scratch.touch()
-        except OSError as error:
-            raise OSError(f"file {str(file)!r} cannot be written: {error.strerror}") from error
+        scratch.touch()
         mode = scratch.stat().st_mode
         yield scratch
         scratch.chmod(mode)
