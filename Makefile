@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make book       build the site from the stored outputs into _build/html (runs nothing)"
-	@echo "make check      style, types and the fast tests: two minutes, no real model, no browser"
+	@echo "make check      style, types and the fast tests: no real model, no browser"
 	@echo "make test       style, types, unit tests, every notebook, and the built site in a browser"
 	@echo "make serve      build the site and show it on http://localhost:8000 (PORT=... for another port)"
 	@echo "make notebooks  run the notebooks whose outputs are stale and store what comes out (ALL=1: every one)"
