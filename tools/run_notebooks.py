@@ -38,7 +38,7 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
         for output in cell.get("outputs", []):
             # A live widget dies with its kernel; the same output as HTML stays.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-        if cell.cell_type == "code" and same_outputs(cell, old):
+        if cell.cell_type == "code" and old.execution_count and same_outputs(cell, old):
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
     notebook.metadata = {**METADATA, fresh.KEY: fresh.digests(notebook)}
     nbformat.write(notebook, path)
