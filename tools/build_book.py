@@ -40,7 +40,7 @@ def build(strict: bool = False, builder: str = "html") -> int:
         live_model.build()
     left_out = unreadable()
     with stage("pages"):
-        said, crashed = sphinx(builder, left_out, everything=strict)
+        said, crashed = sphinx(builder, left_out, everything=strict or styles_changed())
     warnings = sorted({line for line in said.splitlines() if re.search(r"\b(WARNING|ERROR|CRITICAL)\b", line)})
     for page, reason in left_out.items():
         print(f"  Left out: {page} can't be built. {reason}")
@@ -88,6 +88,16 @@ def unreadable() -> dict[str, str]:
         except (nbformat.reader.NotJSONError, ValueError, KeyError, AttributeError) as error:
             reasons[f"notebooks/{path.stem}"] = f"It isn't JSON of a notebook: {str(error)[:200]}"
     return reasons
+
+
+def styles_changed() -> bool:
+    """Whether a style sheet or script is another than the site's, which Sphinx doesn't notice."""
+    source, built = ROOT / "book" / "_static", SITE / "_static"
+    files = [*source.glob("*.css"), *source.glob("*.js"), *source.glob("live/*")]
+    return built.exists() and any(
+        not (copy := built / file.relative_to(source)).exists() or file.read_bytes() != copy.read_bytes()
+        for file in files
+    )
 
 
 def sphinx(builder: str, left_out: dict[str, str], everything: bool) -> tuple[str, bool]:
