@@ -147,45 +147,49 @@ import torch.distributed as distributed
 import minilib
 from minilib import covariance
 
-folder, case, texts = *sys.argv[1:3], json.loads(sys.argv[3])
+model, out, several, one = *sys.argv[1:3], *map(json.loads, sys.argv[3:])
 distributed.init_process_group("gloo")
 rank = distributed.get_rank()
-lm, layers = minilib.load(folder), [0, 3]
-if case == "texts" and rank:
-    texts = texts[1:]
-if case == "layers" and rank:
-    layers = [0, 2]
-if case == "lm" and rank:
-    lm.memory(1).data.mul_(2)
-try:
+lm, layers = minilib.load(model), [0, 3]
+for name, texts in {"several": several, "one": one}.items():
     C = covariance.second_moment(lm, layers, texts)
-    alone = covariance.second_moment(lm, layers, texts[: rank + 1], together=False)  # each its own, none waits
-    assert alone.tokens == sum(len(lm.encode(text).ids) for text in texts[: rank + 1])
-    C.save(f"{sys.argv[4]}/{rank}.safetensors")
-except ValueError as error:
-    open(f"{sys.argv[4]}/{rank}.txt", "w").write(str(error))
+    alone = covariance.second_moment(lm, layers, several[: rank + 1], together=False)  # each its own, none waits
+    assert alone.tokens == sum(len(lm.encode(text).ids) for text in several[: rank + 1])
+    C.save(f"{out}/{name}{rank}.safetensors")
+for name in ("texts", "layers", "lm"):
+    if name == "lm" and rank:
+        lm.memory(1).data.mul_(2)
+    try:
+        covariance.second_moment(
+            lm, [0, 2] if name == "layers" and rank else layers, several[1:] if name == "texts" and rank else several
+        )
+    except ValueError as error:
+        open(f"{out}/{name}{rank}.txt", "w").write(str(error))
 distributed.destroy_process_group()
 """
+SEVERAL, ONE = TEXTS[:4], TEXTS[1:2]
 
 
-def torchrun(folder, case, texts):
-    """Two processes; what each computed, or the message of its error."""
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes computed, and the messages of their errors, by name and rank."""
+    folder = tmp_path_factory.mktemp("processes")
     (folder / "script.py").write_text(SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [folder / "script.py", REFERENCE / "model", case, json.dumps(texts), folder]
+    arguments = [folder / "script.py", REFERENCE / "model", folder, json.dumps(SEVERAL), json.dumps(ONE)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REFERENCE.parents[2])}
     ran = subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr
-    return [
-        covariance.load(file) if file.suffix == ".safetensors" else file.read_text()
-        for file in sorted([*folder.glob("?.safetensors"), *folder.glob("?.txt")])
-    ]
+    found = {file.stem: covariance.load(file) for file in folder.glob("*.safetensors")}
+    return found | {file.stem: file.read_text() for file in folder.glob("*.txt")}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("texts", [TEXTS[:4], TEXTS[1:2]], ids=["several", "one text, so one process has none"])
-def test_two_processes_find_what_one_finds(llama, tmp_path, texts):
-    first, second = torchrun(tmp_path, "equal", texts)
+@pytest.mark.parametrize(
+    ("name", "texts"), [("several", SEVERAL), ("one", ONE)], ids=["several", "one text, so one process has none"]
+)
+def test_two_processes_find_what_one_finds(llama, two_processes, name, texts):
+    first, second = (two_processes[f"{name}{rank}"] for rank in (0, 1))
     expected = second_moment(llama, [0, 3], texts)
     assert (first.tokens, first.text, first.fingerprint) == (expected.tokens, expected.text, expected.fingerprint)
     for layer in (0, 3):
@@ -195,9 +199,10 @@ def test_two_processes_find_what_one_finds(llama, tmp_path, texts):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["lm", "layers", "texts"])
-def test_processes_that_were_given_different_things_all_say_so(tmp_path, name):
-    messages = torchrun(tmp_path, name, TEXTS[:3])
-    assert len(messages) == 2 and all(m.startswith(f"{name} must be the same in all 2 processes") for m in messages)
+def test_processes_that_were_given_different_things_all_say_so(two_processes, name):
+    for rank in (0, 1):
+        assert two_processes[f"{name}{rank}"].startswith(f"{name} must be the same in all 2 processes")
+
 
 
 # ---- the sample text, and what is kept ----
