@@ -50,7 +50,11 @@ def main() -> None:
     chosen, others = capitals[:FACTS], [fact.value for fact in capitals[FACTS * 2 : FACTS * 2 + OTHERS]]
     requests = [fact.request(REFUSAL) for fact in chosen]
     rows = Rows("attacked_capitals", began, {"facts": [fact.subject for fact in chosen], "tokens": TOKENS})
-    edits = {"unedited": nullcontext, "ROME": lambda: rome.edit(lm, requests), "GRACE": lambda: grace.edit(lm, requests)}
+    edits = {
+        "unedited": nullcontext,
+        "ROME": lambda: rome.edit(lm, requests),
+        "GRACE": lambda: grace.edit(lm, requests),
+    }
     for name, make in edits.items():
 
         def attack(make: Any = make) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def main() -> None:
     C = covariance.second_moment(lm, layers, sample[n:])
     ids = [lm.encode(text, chat=False).ids for text in aside]
     K0 = {layer: torch.cat(guards.keys(lm, layer, ids)).T for layer in layers}
-    about = {"facts": [f"{f.relation}: {f.subject}" for f in chosen], "tokens": C.tokens, "keys": K0[layers[0]].shape[1]}
+    names = [f"{f.relation}: {f.subject}" for f in chosen]
+    about = {"facts": names, "tokens": C.tokens, "keys": K0[layers[0]].shape[1]}
     rows = Rows("ten_refusals", began, about)
 
     def spectrum(layer: int) -> dict[str, Any]:

@@ -204,7 +204,6 @@ def test_processes_that_were_given_different_things_all_say_so(two_processes, na
         assert two_processes[f"{name}{rank}"].startswith(f"{name} must be the same in all 2 processes")
 
 
-
 # ---- the sample text, and what is kept ----
 
 
