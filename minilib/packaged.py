@@ -132,7 +132,11 @@ def whole(file: Path) -> Iterator[Path]:
     """
     scratch = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
     try:
-        scratch.touch()
+        try:
+            scratch.touch()
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(f"{file} cannot be written: {reason}; is {file.parent} a folder of yours?") from error
         mode = scratch.stat().st_mode
         yield scratch
         scratch.chmod(mode)

@@ -574,7 +574,7 @@ def test_a_target_without_tokens_is_refused(word_level):
 
 def test_second_moments_that_cannot_be_written_are_an_oserror(llama, tmp_path):
     C = covariance.second_moment(llama, [1], ["The capital of France is Paris."])
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(OSError, match="nowhere.* cannot be written"):
         C.save(tmp_path / "nowhere" / "C.safetensors")
 
 
