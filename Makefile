@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PAGES := $(VENV)/.pages
 READY := $(VENV)/.ready
 
-.PHONY: help book check test serve address notebooks assignments grade pdf bundle bench links lock clean
+.PHONY: help book check test serve address notebooks assignments grade pdf bundle bench processors links lock clean
 
 help:
 	@echo "make book       build the site from the stored outputs into _build/html (runs nothing)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bundle     one archive for a room without a network: site, notebooks, wheels, model"
 	@echo "make bench      measure speed and memory against a plain loop (six minutes, nothing else running)"
 	@echo "make address URL=https://github.com/you/yours  write the address of your copy everywhere"
+	@echo "make processors  run notebooks and tests under settings that imitate other processors (hours; PATHS=... for some)"
 	@echo "make links      ask every link of the book whether it still leads somewhere"
 	@echo "make lock       renew requirements.lock from pyproject.toml"
 	@echo "make clean      remove what these commands made: $(VENV), _build, caches"
@@ -57,6 +58,9 @@ bundle: $(READY) book
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/speed.py
+
+processors: $(READY)
+	@$(BIN)/python tools/processors.py $(PATHS)
 
 links: $(PAGES)
 	@$(BIN)/python tools/build_book.py --builder linkcheck

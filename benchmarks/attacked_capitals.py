@@ -63,6 +63,12 @@ def main() -> None:
 
         rows.keep("rows", name, attack)
 
+    def first_alone() -> dict[str, Any]:
+        with rome.edit(lm, requests[0]) as edit:
+            return measure(lm, chosen[:1], others, edit)
+
+    rows.keep("alone", f"ROME, {chosen[0].subject} alone", first_alone)
+
 
 if __name__ == "__main__":
     main()

@@ -1,8 +1,8 @@
 """WISE on twenty refusals, trained without margins and with the preset's: what chapter 07 shows of the two memories.
 
 Stored are the routing activations of every question, the losses, and what the memory without margins says to
-strangers when it answers everybody. Last, five of the facts with a sixth of the irrelevant prompts, a training that
-the chapter repeats. Run: python benchmarks/wise_margins.py (six minutes on one core)
+strangers when it answers everybody. Last, five of the facts with fewer irrelevant prompts, a training that the chapter
+repeats. Run: python benchmarks/wise_margins.py (six minutes on one core)
 """
 
 import time
@@ -18,6 +18,12 @@ from minilib import facts, guards, refusals, stored, wise
 
 SOME = 40  # strangers that W' answers, half questions and half messages
 FIVE = ("capital: France", "capital: Germany", "author: Hamlet", "symbol: oxygen", "color: blood")
+
+
+def few(given: Sequence[str]) -> list[str]:
+    """Of the irrelevant prompts those that ask for a capital too, and every tenth of the others."""
+    near = [prompt for prompt in given if "capital" in prompt]
+    return [*near, *[prompt for prompt in given if prompt not in near][::10]]
 
 
 def rounded(values: Sequence[float]) -> list[float]:
@@ -81,13 +87,13 @@ def main() -> None:
 
     def five() -> dict[str, Any]:
         some = [known[name] for name in FIVE]
-        unrelated = runs["unrelated"][:10]
+        unrelated = runs["unrelated"][:5]
         before = lm.generate(unrelated)
-        with wise.edit(lm, [f.request(REFUSAL) for f in some], irrelevant=runs["given"][::6]) as edit:
+        with wise.edit(lm, [f.request(REFUSAL) for f in some], irrelevant=few(runs["given"])) as edit:
             return {
                 "facts": FIVE,
                 "reliability": refused(lm.generate([f.request(REFUSAL) for f in some])),
-                "generality": refused(lm.generate([r for f in some for r in f.rephrased(REFUSAL)])),
+                "generality": refused(lm.generate([f.rephrased(REFUSAL)[0] for f in some])),
                 "unrelated": round(fmean(a == b for a, b in zip(lm.generate(unrelated), before, strict=True)), 4),
                 "threshold": float(f"{edit.guard.sides[0].epsilon:.4g}"),
             }

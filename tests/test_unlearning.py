@@ -37,15 +37,15 @@ def unlearn(lm, method, forget=FORGET, retain=RETAIN, **options):
 
 
 def test_losses_are_those_written_out_by_hand():
-    logp, ref, length = torch.tensor([-1.0, -4.0]), torch.tensor([-2.0, -3.0]), torch.tensor([2.0, 4.0])
+    logp, ref, length = torch.tensor([-1.0, -4.0]), torch.tensor([-2.0, -3.5]), torch.tensor([2.0, 4.0])
     assert unlearning.nll_loss(logp, length).item() == pytest.approx((1 / 2 + 4 / 4) / 2)
-    # p/p_ref = e and 1/e; −(2/β) log σ(−β r) = (2/β) log(1 + (p/p_ref)^β)
-    npo = (2 / 0.1) * (math.log(1 + math.e**0.1) + math.log(1 + math.e**-0.1)) / 2
+    # p/p_ref = e and e^-½; −(2/β) log σ(−β r) = (2/β) log(1 + (p/p_ref)^β)
+    npo = (2 / 0.1) * (math.log(1 + math.e**0.1) + math.log(1 + math.e**-0.05)) / 2
     assert unlearning.npo_loss(logp, ref, 0.1).item() == pytest.approx(npo)
     simnpo = (2 / 2.5) * sum(math.log(1 + math.exp(2.5 * m + 0.3)) for m in (-1 / 2, -4 / 4)) / 2
     assert unlearning.simnpo_loss(logp, length, 2.5, 0.3).item() == pytest.approx(simnpo, rel=1e-5)
     win, win_ref = torch.tensor([-3.0, -5.0]), torch.tensor([-6.0, -5.0])
-    margins = (3.0 - 1.0, 0.0 + 1.0)  # β times these, in favour of the refusal
+    margins = (3.0 - 1.0, 0.0 + 0.5)  # β times these, in favour of the refusal
     dpo = (2 / 0.1) * sum(math.log(1 + math.exp(-0.1 * m)) for m in margins) / 2
     assert unlearning.dpo_loss(win, win_ref, logp, ref, 0.1).item() == pytest.approx(dpo)
     p, q = torch.tensor([[0.5, 0.5]]), torch.tensor([[0.25, 0.75]])
