@@ -1,7 +1,7 @@
 """WISE on twenty refusals, trained without margins and with the preset's: what chapter 07 shows of the two memories.
 
 Stored are the routing activations of every question, the losses, and what the memory without margins says to
-strangers when it answers everybody. Last, five of the facts with fewer irrelevant prompts, a training that the chapter
+strangers when it answers everybody. Last, three of the facts with fewer irrelevant prompts, a training that the chapter
 repeats. Run: python benchmarks/wise_margins.py (six minutes on one core)
 """
 
@@ -17,7 +17,7 @@ import minilib
 from minilib import facts, guards, refusals, stored, wise
 
 SOME = 40  # strangers that W' answers, half questions and half messages
-FIVE = ("capital: France", "capital: Germany", "author: Hamlet", "symbol: oxygen", "color: blood")
+THREE = ("capital: France", "capital: Germany", "author: Hamlet")
 
 
 def few(given: Sequence[str]) -> list[str]:
@@ -85,13 +85,13 @@ def main() -> None:
         with wise.edit(lm, requests, irrelevant=runs["given"]) as edit:
             return memory(edit)
 
-    def five() -> dict[str, Any]:
-        some = [known[name] for name in FIVE]
+    def three() -> dict[str, Any]:
+        some = [known[name] for name in THREE]
         unrelated = runs["unrelated"][:5]
         before = lm.generate(unrelated)
         with wise.edit(lm, [f.request(REFUSAL) for f in some], irrelevant=few(runs["given"])) as edit:
             return {
-                "facts": FIVE,
+                "facts": THREE,
                 "reliability": refused(lm.generate([f.request(REFUSAL) for f in some])),
                 "generality": refused(lm.generate([f.rephrased(REFUSAL)[0] for f in some])),
                 "unrelated": round(fmean(a == b for a, b in zip(lm.generate(unrelated), before, strict=True)), 4),
@@ -100,7 +100,7 @@ def main() -> None:
 
     rows.keep("memories", "no margins", without)
     rows.keep("memories", "three margins", with_margins)
-    rows.keep("five", "five facts", five)
+    rows.keep("three", "three facts", three)
 
 
 if __name__ == "__main__":
