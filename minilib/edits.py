@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import guards
+from . import adapters, guards
 from .lm import LM, as_prompts, check_lm, present
 from .notes import unanswered
 from .packaged import whole
@@ -211,6 +211,21 @@ class Edit:
                 save_file({n: tensor.detach().cpu().contiguous() for n, tensor in tensors.items()}, scratch, metadata)
         except SafetensorError as error:
             raise OSError(f"folder {str(folder)!r} cannot be written: {error}") from error
+
+    def save_as_lora(self, folder: str | Path) -> None:
+        """Write the change as a LoRA adapter in PEFT's format, exact up to rounding, for ROME, MEMIT and AlphaEdit.
+
+        ``peft.PeftModel.from_pretrained(model, folder)`` puts it on the unedited model, in any precision, and
+        ``merge_and_unload`` makes it part of the weights. Of edits on top of one another each is an adapter of its own.
+
+        Raises
+        ------
+        ValueError
+            When the change is not of low rank, as after training, or beside the weights, as GRACE's and WISE's.
+        OSError
+            When the folder cannot be made or written.
+        """
+        adapters.save(self, folder)
 
     # ---- showing what happened --------------------------------------------------------------------
 
