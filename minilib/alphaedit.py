@@ -26,7 +26,7 @@ from torch import Tensor
 from . import covariance as second_moments
 from . import values
 from .contexts import resolve
-from .edits import Edit, add, changing, editor, factors, said_before, settle
+from .edits import Edit, add, changing, earlier, editor, factors, said_before, settle
 from .keys import keys_and_states, shares, where
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
@@ -140,7 +140,7 @@ def edit(
         s["nullspace_threshold"] = None
     s |= {"project": bool(project), "anchor_norm": bool(anchor_norm)}
     place = where(lm, layers)
-    earlier = check_previous(lm, previous, layers)
+    before = earlier(lm, previous, layers, "alphaedit")
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
     P: dict[int, Tensor] = {}
     if project:
@@ -161,7 +161,7 @@ def edit(
                 _, h = keys_and_states(lm, requests, layers[-1], s["contexts"][:1], last=layers[-1])
             z = z * (h[:, 0].norm(dim=1) / z.norm(dim=1)).unsqueeze(1)
         for layer, K1, R in shares(lm, requests, z, layers, s["contexts"]):
-            Kp = torch.cat([K1[:, :0], *(e.keys[layer].to(K1) for e in earlier)], 1)
+            Kp = torch.cat([K1[:, :0], *(e.keys[layer].to(K1) for e in before)], 1)
             write = spread(K1, Kp, P.get(layer), s["l2"]).float()
             thin |= factors(lm, layer, R.float(), write)
             add(lm, layer, R.float() @ write)
@@ -225,25 +225,6 @@ def spread(
     right = torch.eye(len(A), n, dtype=A.dtype, device=A.device) if small else K[:, :n]
     solved = torch.cholesky_solve(right, torch.linalg.cholesky(A))
     return solved.T @ K.T if small else solved.T
-
-
-def check_previous(lm: LM, previous: Edit | Sequence[Edit], layers: Sequence[int]) -> list[Edit]:
-    """Earlier AlphaEdit edits, each in force on this model and with keys of these layers."""
-    if not isinstance(previous, (Edit, Sequence)):
-        raise TypeError(f"previous must be a list of edits, not {previous!r}")
-    earlier = [previous] if isinstance(previous, Edit) else list(previous)
-    for edit in earlier:
-        if not isinstance(edit, Edit) or edit.method != "alphaedit":
-            raise TypeError(f"previous must hold edits made by alphaedit.edit, not {edit!r}")
-        if edit.lm.model is not lm.model:
-            raise ValueError(f"previous: {edit} is an edit of another model, {edit.lm.name}; its keys are useless here")
-        if not edit.active:
-            raise ValueError(f"previous: {edit} was undone, so nothing of it is left to keep; leave it out")
-        if sorted(edit.keys) != list(layers):
-            raise ValueError(f"previous: {edit} was written at layers {sorted(edit.keys)}, not {list(layers)}")
-    if len({id(edit) for edit in earlier}) < len(earlier):
-        raise ValueError("previous holds an edit twice: its keys would count double")
-    return earlier
 
 
 def warn_of_few_tokens(covariance: Mapping[int, Tensor], layers: Sequence[int]) -> None:

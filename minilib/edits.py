@@ -69,7 +69,7 @@ class Edit:
     previous : Edit, optional
         The edit whose guard this one's takes the place of, until it is undone.
     keys : dict of int to Tensor, optional
-        Of each layer, the keys that were written, (d_k, requests): AlphaEdit's later edits spare them.
+        Of each layer, the keys that were written, (d_k, requests): later edits of MEMIT and AlphaEdit spare them.
     """
 
     def __init__(
@@ -428,6 +428,25 @@ def continued(lm: LM, kind: type[guards.Guard], layer: int, previous: Edit | Non
     if latest is not previous:
         raise ValueError(f"previous was continued already, by {latest}: continue that one")
     return previous.guard
+
+
+def earlier(lm: LM, previous: Edit | Sequence[Edit], layers: Sequence[int], method: str) -> list[Edit]:
+    """Earlier edits of this method, each in force on this model and with keys of these layers, whose keys count."""
+    if not isinstance(previous, (Edit, Sequence)):
+        raise TypeError(f"previous must be a list of edits, not {previous!r}")
+    before = [previous] if isinstance(previous, Edit) else list(previous)
+    for edit in before:
+        if not isinstance(edit, Edit) or edit.method != method:
+            raise TypeError(f"previous must hold edits made by {method}.edit, not {edit!r}")
+        if edit.lm.model is not lm.model:
+            raise ValueError(f"previous: {edit} is an edit of another model, {edit.lm.name}; its keys are useless here")
+        if not edit.active:
+            raise ValueError(f"previous: {edit} was undone, so nothing of it is left to keep; leave it out")
+        if sorted(edit.keys) != list(layers):
+            raise ValueError(f"previous: {edit} was written at layers {sorted(edit.keys)}, not {list(layers)}")
+    if len({id(edit) for edit in before}) < len(before):
+        raise ValueError("previous holds an edit twice: its keys would count double")
+    return before
 
 
 def factors(lm: LM, layer: int, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, Tensor]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from . import covariance as second_moments
 from . import values
 from .contexts import resolve
-from .edits import Edit, add, changing, editor, factors, said_before, settle
+from .edits import Edit, add, changing, earlier, editor, factors, said_before, settle
 from .keys import shares, where
 from .lm import LM
 from .requests import SLOT, Request, as_requests, check_distinct
@@ -56,6 +56,7 @@ def edit(
     covariance: Mapping[int, Tensor] | None = None,
     *,
     covariance_weight: float | None = None,
+    previous: Edit | Sequence[Edit] = (),
     steps: int | None = None,
     lr: float | None = None,
     weight_decay: float | None = None,
@@ -84,6 +85,9 @@ def edit(
     covariance_weight : float
         λ: how much ordinary keys count against the facts. C is a mean, so λ is about the number of tokens that
         each fact is weighed against.
+    previous : Edit or list of Edit, optional
+        Earlier MEMIT edits in force, at the same layers: their keys K_p keep their values as far as new facts do,
+        Δ = R K₁ᵀ (λC + K_pK_pᵀ + K₁K₁ᵀ)⁻¹. The paper's method has none: each batch forgets the ones before it.
     contexts : list of str or "sampled", default ["{}"]
         Templates put around the prompt; keys are averaged over them. "sampled": the plain prompt and five prefixes
         of 10 tokens.
@@ -97,6 +101,7 @@ def edit(
     Returns
     -------
     Edit
+        ``edit.keys`` holds K₁ of each layer.
 
     Raises
     ------
@@ -113,32 +118,42 @@ def edit(
     s["layers"] = layers = second_moments.check_layers(lm, s["layers"])
     s["contexts"] = resolve(lm, s["contexts"], s["seed"], lengths=((10, 5),))
     place = where(lm, layers)
+    before = earlier(lm, previous, layers, "memit")
     C = second_moments.take(lm, covariance, layers)
     L = {layer: second_moments.factor(C[layer]) for layer in layers}
     thin: dict[str, tuple[Tensor, Tensor]] = {}
+    keys: dict[int, Tensor] = {}
     with changing(lm, [lm.weight_name(layer) for layer in layers]) as originals:
         found = values.find(
             lm, requests, layers[-1], place, progress=progress, **{name: s[name] for name in values.SEARCH}
         )
         for layer, K1, R in shares(lm, requests, found.v_star, layers, s["contexts"]):
-            write = spread(K1, L[layer], s["covariance_weight"])
-            thin |= factors(lm, layer, R.float(), write.float())
-            add(lm, layer, R.float() @ write.float())
+            Kp = torch.cat([K1[:, :0], *(e.keys[layer].to(K1) for e in before)], 1)
+            write = spread(K1, L[layer], s["covariance_weight"], Kp).float()
+            thin |= factors(lm, layer, R.float(), write)
+            add(lm, layer, R.float() @ write)
+            keys[layer] = K1.float()
         notes = said_before(requests, found.said)
-        return Edit(lm, "memit", requests, s, originals, traces=found.traces, factors=thin, notes=notes)
+        return Edit(lm, "memit", requests, s, originals, traces=found.traces, factors=thin, notes=notes, keys=keys)
 
 
-def spread(K1: Float[Tensor, "d_k n"], L: Float[Tensor, "d_k d_k"], covariance_weight: float) -> Float[Tensor, "n d_k"]:
-    """K₁ᵀ (λC + K₁K₁ᵀ)⁻¹ in float64, for C = L Lᵀ: how much of each fact's residual a key calls up.
+def spread(
+    K1: Float[Tensor, "d_k n"],
+    L: Float[Tensor, "d_k d_k"],
+    covariance_weight: float,
+    Kp: Float[Tensor, "d_k earlier"] | None = None,
+) -> Float[Tensor, "n d_k"]:
+    """K₁ᵀ (λC + K_pK_pᵀ + K₁K₁ᵀ)⁻¹ in float64, for C = L Lᵀ: how much of each fact's residual a key calls up.
 
     Raises
     ------
     ValueError
         When λ is so small that facts with the same key cannot be told apart.
     """
-    S = torch.cholesky_solve(K1, L)  # C⁻¹ K₁
-    gram = K1.T @ S
-    gram.diagonal().add_(covariance_weight)  # λI + K₁ᵀC⁻¹K₁
+    K = K1 if Kp is None else torch.cat([K1, Kp], 1)
+    S = torch.cholesky_solve(K, L)  # C⁻¹ K
+    gram = K.T @ S
+    gram.diagonal().add_(covariance_weight)  # λI + KᵀC⁻¹K
     root, info = torch.linalg.cholesky_ex(gram)
     pivots = root.diagonal() ** 2
     if info.item() or pivots.min() < 1e-10 * pivots.max():  # keys come in float32: nearer than that is the same
@@ -146,4 +161,4 @@ def spread(K1: Float[Tensor, "d_k n"], L: Float[Tensor, "d_k d_k"], covariance_w
             f"covariance_weight {covariance_weight} is too small for requests whose keys are the same (prompts that "
             "agree up to the subject's last token): raise it, or write them one after another"
         )
-    return torch.cholesky_solve(S.T, root)
+    return torch.cholesky_solve(S.T, root)[: K1.shape[1]]

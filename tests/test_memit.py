@@ -57,6 +57,38 @@ def test_no_other_change_is_cheaper(seed, weight, scale):
     assert cost(other) > cost(delta)
 
 
+@given(seed=st.integers(0, 2**16), weight=st.floats(1e-3, 1e4))
+def test_earlier_keys_stand_beside_the_second_moment(seed, weight):
+    C, K, R = random_problem(seed, n=5)
+    K1, Kp, R = K[:, :3], K[:, 3:], R[:, :3]
+    expected = R @ K1.T @ torch.linalg.inv(weight * C + Kp @ Kp.T + K1 @ K1.T)
+    found = R @ memit.spread(K1, covariance.factor(C), weight, Kp)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_a_later_edit_spares_what_an_earlier_one_wrote(llama, reference, arguments, tmp_path):
+    """With almost no weight for ordinary keys the earlier ones keep their values, to rounding."""
+    first, second = reference["requests"][:2]
+    arguments |= {"layers": [2], "covariance_weight": 1e-3}
+    one = memit.edit(llama, first, **arguments)
+    assert one.keys[2].shape == (llama.memory(2).shape[1], 1)
+    moved = {}
+    for name, previous in {"spared": [one], "not": []}.items():
+        with memit.edit(llama, second, previous=previous, **arguments) as two:
+            moved[name] = (two.deltas[llama.weight_name(2)] @ one.keys[2]).norm().item()
+    assert moved["spared"] < 0.01 * moved["not"]
+    one.save(tmp_path)
+    one.undo()
+    again = minilib.load_edit(llama, tmp_path)
+    with memit.edit(llama, second, previous=again, **arguments) as two:
+        spared = (two.deltas[llama.weight_name(2)] @ again.keys[2]).norm().item()
+    assert spared < 0.01 * moved["not"], "a loaded edit has its keys"
+    with pytest.raises(ValueError, match=r"was written at layers \[2\], not \[1\]"):
+        memit.edit(llama, second, previous=again, **{**arguments, "layers": [1]})
+    with pytest.raises(TypeError, match="made by memit.edit"):
+        memit.edit(llama, second, previous=[3], **arguments)
+
+
 @given(seed=st.integers(0, 2**16))
 def test_for_one_fact_and_no_weight_it_is_romes_row(seed):
     C, K1, _ = random_problem(seed, n=1)

@@ -25,7 +25,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports only from floors below its own.
 FLOORS = {
-    1: "requests notes hooks prefix suffixes guards refusals facts readers texts ties packaged adapters stored footprint",
+    1: "requests notes hooks prefix suffixes guards refusals facts readers texts ties packaged adapters stored "
+    "footprint",
     2: "lm",
     3: "edits contexts keys covariance values tinyworld authors trained",
     4: "rome memit alphaedit grace wise unlearning recipes prompting tracing",
