@@ -16,6 +16,7 @@ def test_there_are_thirty_authors_with_five_facts_always_the_same():
     assert {f.relation for f in WORLD} == set(authors.FORMS)
 
 
+@pytest.mark.long
 def test_strangers_are_asked_about_in_the_same_forms():
     """A test of membership must not tell the two apart by anything but what was taught."""
     some = authors.strangers()
@@ -26,6 +27,7 @@ def test_strangers_are_asked_about_in_the_same_forms():
     assert all(f.answered_by(f.answer) for f in some)
 
 
+@pytest.mark.long
 def test_each_fact_has_all_that_is_measured():
     for fact in WORLD:
         assert len(fact.rephrasings) == len({*fact.rephrasings, fact.question}) - 1 == 3

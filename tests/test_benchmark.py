@@ -52,6 +52,7 @@ def test_each_method_gets_as_many_trials_as_the_others():
         assert len({n for (m, _), n in trials.items() if m == model}) == 1, trials
 
 
+@pytest.mark.long
 def test_tuning_looks_at_other_facts():
     measured, tried = (benchmark.task(Job("unedited", "exact", 20, 0, trial)) for trial in (None, 0))
     both = [{f.subject for f in (*t.forget, *t.retain)} for t in (measured, tried)]

@@ -89,6 +89,7 @@ def test_a_page_is_stale_when_what_its_outputs_were_made_from_changed(library, e
     assert changed(library, edit) == parts
 
 
+@pytest.mark.long
 def test_every_notebook_reaches_the_modules_it_names():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"][1:]

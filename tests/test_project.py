@@ -89,6 +89,7 @@ def test_config_and_citation_name_the_repository():
     assert citation["version"] == PROJECT["version"]
 
 
+@pytest.mark.long
 def test_the_address_of_a_copy_is_written_everywhere(tmp_path):
     for path, text in texts().items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

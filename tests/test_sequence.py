@@ -94,6 +94,7 @@ def test_what_was_interrupted_goes_on(llama, reference, arguments, tmp_path, whe
     assert calls == {"editing": 3, "measuring": 3} if when == "editing" else {"editing": 2, "measuring": 4}
 
 
+@pytest.mark.long
 def test_methods_that_continue_the_latest_and_methods_that_do_not(llama, reference, tmp_path):
     requests = reference["requests"]
     stream = sequence.run(llama, requests, grace.edit, tmp_path / "grace", layer=2, epsilon=0.01, lr=0.5, steps=100)

@@ -193,6 +193,7 @@ def test_training_is_reproducible_and_leaves_no_trace() -> None:
     assert not torch.equal(weights(first)[0], weights(other)[0])
 
 
+@pytest.mark.long
 def test_training_without_facts_is_another_training() -> None:
     assert not torch.equal(weights(world.train(steps=2))[0], weights(world.train(without=FACTS[:5], steps=2))[0])
 

@@ -83,6 +83,7 @@ def test_each_shard_trains_under_its_own_mask(llama):
 
 
 @pytest.mark.parametrize("retrieve", [False, True])
+@pytest.mark.long
 def test_continued_and_undone(llama, retrieve):
     # A memory that is kept cannot learn later what it has to leave alone.
     first = wise.edit(llama, ASKED[0], **{**HOW, "irrelevant": [*AWAY, ASKED[1].text]})
@@ -137,6 +138,7 @@ def test_bad_input(llama, name):
     assert hooks_left(llama.model) == left and not llama.edits
 
 
+@pytest.mark.long
 def test_a_second_one_on_the_layer_says_so(llama):
     wise.edit(llama, ASKED[0], **HOW)
     with pytest.raises(ValueError, match="has a side memory already.*previous="):

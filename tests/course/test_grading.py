@@ -260,6 +260,7 @@ def test_a_folder_of_strange_files_is_graded_or_refused_with_a_reason(built, tmp
         ("grade.py", [str(ROOT / "minilib" / "data" / "text")], "there is no submission"),
     ],
 )
+@pytest.mark.long
 def test_bad_arguments_are_said(tool, arguments, message):
     command = [sys.executable, TOOLS / tool, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

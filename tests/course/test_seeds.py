@@ -11,6 +11,7 @@ from minilib.course import checks, seeds
 
 
 @given(st.text(min_size=1), st.text(), st.sampled_from(seeds.KINDS), st.text())
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_number(seed, assignment, kind, student):
     found = seeds.number(seed, assignment, kind, student)
     assert found == seeds.number(seed, assignment, kind, f" {student} ") and 0 <= found < 2**31
