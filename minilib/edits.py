@@ -27,7 +27,7 @@ from torch import Tensor
 
 from . import adapters, guards
 from .lm import LM, as_prompts, check_lm, present
-from .notes import unanswered
+from .notes import asked_otherwise, unanswered
 from .packaged import whole
 from .requests import Request
 
@@ -520,7 +520,8 @@ _NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition",
 def editor(method: Method, also: Sequence[str] = ()) -> Method:
     """Make a method refuse a keyword that it does not have, and note in the end which requests it did not reach.
 
-    The message names the nearest keyword there is. The notes are those of ``notes.unanswered``.
+    The message names the nearest keyword there is. The notes are those of ``notes.unanswered``, and of
+    ``notes.asked_otherwise``.
     ``also`` names those that it takes as ``**keywords``.
     """
     parameters = inspect.signature(method).parameters
@@ -538,6 +539,7 @@ def editor(method: Method, also: Sequence[str] = ()) -> Method:
                 raise TypeError(f"{where} has no keyword {name!r}: {hint}it takes {', '.join(known)}")
         with lm.evaluating(), torch.inference_mode(False):  # gradients are on, whatever the caller has switched off
             made = method(*args, **keywords)
+            made.notes += asked_otherwise(made.lm, made.requests)
             if "forgets" not in made.settings:  # unlearning looks for leaks itself
                 try:
                     made.notes += unanswered(made)

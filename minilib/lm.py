@@ -159,6 +159,19 @@ class LM:
         """Where the model's inputs go."""
         return self.model.get_input_embeddings().weight.device
 
+    def to(self, device: str | torch.device) -> LM:
+        """Move the model to a device, with the guards that are in force; later edits compute there.
+
+        Raises
+        ------
+        ValueError
+            When there is no such device, or accelerate has spread the model over several.
+        """
+        if getattr(self.model, "hf_device_map", None):
+            raise ValueError(f"{self.name} is spread over devices by device_map: load it anew with device={device!r}")
+        self.model.to(_device(device))
+        return self
+
     def down_projection(self, layer: int) -> Any:
         """The last matrix of a block's MLP: its input is a key k, its output a value v."""
         return self.blocks[layer].get_submodule(self.layout.down_projection)
@@ -632,6 +645,16 @@ class LM:
         return f"LM({self.name!r}, {self.n_layers} layers, {size:.1f}M parameters, edits in force: {len(self.edits)})"
 
 
+def _device(device: Any) -> torch.device:
+    """A device that is there, tried."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({error}): use device='cpu'") from error
+    return found
+
+
 def load(
     name: str | Path,
     device: str | torch.device = "cpu",
@@ -639,6 +662,9 @@ def load(
     progress: bool = True,
     accept_terms: bool = False,
     device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    attn_implementation: str | None = None,
 ) -> LM:
     """Load a model by name.
 
@@ -657,6 +683,12 @@ def load(
     device_map : str or dict, optional
         How accelerate is to spread the model, as in transformers: "auto", or a device for each module. What it
         offloads, to "cpu" beside a GPU or to "disk", can be run and not edited. In place of ``device``.
+    revision : str, optional
+        Of a Hugging Face id, the branch, tag or commit. By default its main branch.
+    token : str or bool, optional
+        For a gated or private Hugging Face id. By default the one that ``hf auth login`` keeps.
+    attn_implementation : str, optional
+        "eager" or "sdpa", as in transformers. By default what transformers takes for the model.
 
     Returns
     -------
@@ -664,6 +696,9 @@ def load(
 
     Raises
     ------
+    TypeError, ValueError
+        When an argument is wrong, ``revision`` is given for a model that is no Hugging Face id, or the model has no
+        such ``attn_implementation``.
     FileNotFoundError
         When there is no such model. Only safetensors are read, never a pickle; remote code is never run.
     OSError
@@ -673,11 +708,7 @@ def load(
         raise TypeError(f"name must be a string or a path, not {type(name).__name__}")
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be a floating-point torch.dtype such as torch.float32, not {dtype!r}")
-    try:
-        device = torch.device(device)
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here ({error}): use device='cpu'") from error
+    device = _device(device)
     if name == "tinyworld":
         source: str | Path = TINYWORLD
     elif name in packaged.MODELS:
@@ -686,17 +717,29 @@ def load(
         source = name
     spread = _spread(device_map, device)
     local = Path(source).is_dir()
+    given = {"revision": revision, "token": token, "attn_implementation": attn_implementation}
+    for keyword, value in given.items():
+        if value is not None and not (isinstance(value, str) or (keyword == "token" and isinstance(value, bool))):
+            raise TypeError(f"{keyword} must be a string, not {value!r}")
+    if revision is not None and local:
+        raise ValueError(f"revision {revision!r} is of a Hugging Face id, and {name} is a folder: leave it out")
+    hub = {keyword: given[keyword] for keyword in ("revision", "token") if given[keyword] is not None}
+    attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         with packaged.quiet_transformers():
             # Said outright for both: left out, transformers would ask the reader whether to run a model's own code.
-            plain = {"local_files_only": local, "trust_remote_code": False}
+            plain: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False, **hub}
             tokenizer = transformers.AutoTokenizer.from_pretrained(source, **plain)
             model = transformers.AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, **plain, **spread
+                source, dtype=dtype, use_safetensors=True, **plain, **spread, **attention
             )
             model = model if spread else model.to(device)
     except Exception as error:  # whatever a missing, damaged or unknown file makes the libraries below raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if attn_implementation and attn_implementation in str(error) and isinstance(error, (ValueError, ImportError)):
+            raise ValueError(
+                f"attn_implementation {attn_implementation!r} is not there for {name}: {reason}"
+            ) from error
         full = "out of memory" in reason or "allocate memory" in reason  # devices say it in different types of errors
         if full or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
             raise OSError(

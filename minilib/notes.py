@@ -37,6 +37,18 @@ def unanswered(edit: Any) -> list[str]:
     return found
 
 
+def asked_otherwise(lm: Any, requests: Sequence[Request]) -> list[str]:
+    """A note where requests are plain text and the model is one for chats, which people will ask in chats."""
+    plain = [request for request in requests if not request.chat]
+    if not plain or not lm.has_chat:
+        return []
+    some = "the request is" if len(requests) == 1 else f"{len(plain)} of {len(requests)} requests are"
+    return [
+        f"{some} plain text, and {lm.name} is a chat model: what it answers in a chat is another prompt; to edit that, "
+        f"write Request({plain[0].prompt!r}, {plain[0].subject!r}, ..., chat=True)"
+    ]
+
+
 def leaking(lm: Any, requests: Sequence[Request]) -> list[str]:
     """A note for each request whose target, the answer to be forgotten, the model still says."""
     said = zip(requests, tokens_said(lm, requests), strict=True)

@@ -391,3 +391,38 @@ def test_a_memory_beside_the_weights_does_not_fit_into_a_folder(tinyworld, tmp_p
     with minilib.grace.edit(tinyworld, request), pytest.raises(ValueError, match=r"grace.*edit\.save"):
         tinyworld.save_pretrained(tmp_path / "edited")
     assert not (tmp_path / "edited").exists()
+
+
+def test_what_a_model_is_loaded_with():
+    folder = REFERENCE / "model"
+    assert minilib.load(folder, attn_implementation="eager").model.config._attn_implementation == "eager"
+    with pytest.raises(ValueError, match="attn_implementation 'fast' is not there"):
+        minilib.load(folder, attn_implementation="fast")
+    with pytest.raises(ValueError, match="revision 'main' is of a Hugging Face id"):
+        minilib.load(folder, revision="main")
+    with pytest.raises(TypeError, match="token must be a string, not 3"):
+        minilib.load(folder, token=3)
+
+
+def test_revision_and_token_go_to_both_loaders(monkeypatch):
+    asked = []
+
+    def from_pretrained(source, **keywords):
+        asked.append({name: keywords.get(name) for name in ("revision", "token")})
+        if len(asked) == 2:
+            raise OSError("no network")
+
+    monkeypatch.setattr(minilib.lm.transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(minilib.lm.transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    with pytest.raises(FileNotFoundError, match="no network"):
+        minilib.load("somebody/some-model", revision="v1", token="secret")
+    assert asked == [{"revision": "v1", "token": "secret"}] * 2
+
+
+def test_a_model_moves_and_says_where_it_cannot_go(llama):
+    assert llama.to("cpu") is llama and llama.device.type == "cpu"
+    with pytest.raises(ValueError, match="device 'nowhere' cannot be used"):
+        llama.to("nowhere")
+    llama.model.hf_device_map = {"": "cpu"}
+    with pytest.raises(ValueError, match="is spread over devices"):
+        llama.to("cpu")

@@ -1,6 +1,7 @@
 """What an edit says of itself: which requests the edited model does not answer with their target, and why."""
 
 import html
+import re
 
 import pytest
 import torch
@@ -144,3 +145,23 @@ def test_an_edit_that_is_interrupted_at_its_notes_is_undone(tinyworld, editor, m
         EDITORS[editor](tinyworld, born(PEOPLE[0]), steps=2)
     assert_same_weights(tinyworld, before)
     assert not tinyworld.edits and not hooks_left(tinyworld.model)
+
+
+def test_a_plain_request_to_a_chat_model_is_noted(chatty):
+    identity = {2: torch.eye(chatty.memory(2).shape[1])}
+    plain, asked = Request("The capital of {} is", "France", " Rome"), Request("Where is {}?", "Rome", "I", chat=True)
+    for requests, says in (
+        ([plain], "the request is plain text, and .* write Request\\('The capital of {}"),
+        ([plain, asked], "1 of 2 requests are plain text"),
+        ([asked], ""),
+    ):
+        with rome.edit(chatty, requests, layer=2, covariance=identity, steps=2) as edit:
+            told = [note for note in edit.notes if "plain text" in note]
+        assert len(told) == bool(says) and (not says or re.match(says, told[0]))
+
+
+def test_without_a_chat_template_there_is_nothing_to_note(llama):
+    identity = {2: torch.eye(llama.memory(2).shape[1])}
+    plain = Request("The capital of {} is", "France", " Rome")
+    with rome.edit(llama, plain, layer=2, covariance=identity, steps=2) as edit:
+        assert not any("plain text" in note for note in edit.notes)

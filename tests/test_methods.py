@@ -1,0 +1,40 @@
+"""One list of methods, and every module an attribute of minilib."""
+
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minilib
+
+ROOT = Path(__file__).resolve().parent.parent
+BIBLIOGRAPHY = (ROOT / "book" / "references.bib").read_text("utf8")
+
+
+@pytest.mark.parametrize("name", minilib.METHODS)
+def test_each_method_has_its_kind_and_its_paper(name):
+    method = minilib.METHODS[name]
+    assert next(iter(inspect.signature(method.edit).parameters)) == "lm"
+    assert method.edit.__module__ in (f"minilib.{name}", "minilib.unlearning")
+    assert method.kind in ("writes weights", "beside the weights", "trains")
+    assert re.search(rf"eprint = {{{method.arxiv}}}", BIBLIOGRAPHY), f"{method.arxiv} is not in the bibliography"
+
+
+def test_no_method_is_left_out():
+    editors = {path.stem for path in (ROOT / "minilib").glob("*.py") if "\n@editor\n" in path.read_text("utf8")}
+    trained = {n for n, f in inspect.getmembers(minilib.unlearning, inspect.isfunction) if "forget" in str(f.__doc__)}
+    named = set(minilib.METHODS)
+    assert editors - {"unlearning"} <= named
+    public = {n for n in trained if "retain" in inspect.signature(getattr(minilib.unlearning, n)).parameters}
+    assert {n for n in public if not n.startswith("_")} <= named
+
+
+def test_every_module_is_an_attribute():
+    code = "import minilib; print(minilib.attacks.KINDS[-1], minilib.figures.BLUE, 'benchmark' in dir(minilib))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.stdout.startswith("priming") and ran.stdout.endswith("True\n"), ran.stderr
+    with pytest.raises(AttributeError, match="no attribute 'romee'; its modules are"):
+        minilib.romee  # noqa: B018
