@@ -20,12 +20,13 @@ from . import alphaedit, covariance, grace, memit, metrics, refusals, rome, trac
 from .edits import Edit
 from .lm import LM, Layout, load
 from .methods import METHODS, Method
+from .presets import suggest
 from .requests import Request
 from .saved import load_edit
 
 __version__ = "0.1.0"
 MODULES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py")))
-__all__ = ["METHODS", "LM", "Edit", "Layout", "Method", "Request", "load", "load_edit"]
+__all__ = ["METHODS", "LM", "Edit", "Layout", "Method", "Request", "load", "load_edit", "suggest"]
 __all__ += ["alphaedit", "covariance", "grace", "memit", "metrics", "refusals", "rome", "tracing", "unlearning", "wise"]
 
 

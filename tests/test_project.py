@@ -31,7 +31,7 @@ FLOORS = {
     3: "edits contexts keys covariance values tinyworld authors trained",
     4: "rome memit alphaedit grace wise unlearning recipes prompting tracing",
     5: "saved methods metrics attacks figures widgets",
-    6: "sequence benchmark",
+    6: "presets sequence benchmark",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 
