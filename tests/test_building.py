@@ -118,6 +118,16 @@ def test_outputs_that_came_out_the_same_are_kept(tmp_path, monkeypatch):
     assert path.read_text() == text, "a notebook that fails stays as it was"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_progress_bar_is_left_in_a_page(path):
+    bar = nbformat.v4.new_output(
+        "display_data", data={"text/plain": "v*:   8%|8         | 2/25 [00:02<00:24, 1.09s/it]"}
+    )
+    assert run_notebooks.is_bar(bar)
+    outputs = [o for cell in nbformat.read(path, as_version=4).cells for o in cell.get("outputs", [])]
+    assert not any(map(run_notebooks.is_bar, outputs))
+
+
 def test_the_site_needs_no_torch_and_agrees_with_the_lock():
     def versions(name: str) -> dict[str, str]:
         lines = (ROOT / name).read_text("utf8").splitlines()

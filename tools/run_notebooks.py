@@ -5,6 +5,7 @@ Usage: run_notebooks.py [--all] [notebook ...]  (default: the stale ones)
 
 import argparse
 import os
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -38,6 +39,8 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
         for output in cell.get("outputs", []):
             # A live widget dies with its kernel; the same output as HTML stays.
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_bar(output)]
         if cell.cell_type == "code" and old.execution_count and same_outputs(cell, old):
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
     notebook.metadata = {**METADATA, fresh.KEY: fresh.digests(notebook)}
@@ -66,6 +69,12 @@ def quiet() -> None:
 
 def is_error(output: Any) -> bool:
     return bool(output["output_type"] == "error")
+
+
+def is_bar(output: Any) -> bool:
+    """Whether it is what is left of a progress bar, which a search shows when it takes long."""
+    text = output.get("text") or output.get("data", {}).get("text/plain", "")
+    return re.search(r"\d+%\|.*\| \d+/\d+ \[", text) is not None
 
 
 def same_outputs(new: Any, old: Any) -> bool:
