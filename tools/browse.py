@@ -27,10 +27,14 @@ class _Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # a page asks for thirty files at once; of those that find no place some wait minutes
+
+
 @contextmanager
 def served(folder: Path, port: int = 0) -> Iterator[str]:
     """The address of a folder that is served as long as the block lasts; port 0 is any that is free."""
-    server = ThreadingHTTPServer(("localhost", port), partial(_Quiet, directory=str(folder)))
+    server = _Server(("localhost", port), partial(_Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://localhost:{server.server_address[1]}"
