@@ -117,11 +117,11 @@ def test_page(browser, address, page_path):
 
 
 def one_of_each_colour(page) -> None:
-    """Leave one word of each kind coloured in the code: axe computes the contrast of every one, in a minute a page."""
+    """Leave one word of each kind marked in code and signatures: axe computes the contrast of each, for a minute."""
     page.evaluate(
         """() => {
             const seen = new Set();
-            for (const word of document.querySelectorAll('pre span')) {
+            for (const word of document.querySelectorAll('pre span, .sig span, .sig em, code span')) {
                 const kind = word.className + ' in ' + word.parentElement.className;
                 if (seen.has(kind)) word.replaceWith(word.textContent);
                 seen.add(kind);
