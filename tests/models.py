@@ -1,7 +1,10 @@
 """The tiny models of the tests: a random one of each architecture, and what compares weights."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import transformers
@@ -61,3 +64,14 @@ def weights(lm: minilib.LM) -> dict[str, torch.Tensor]:
 def assert_same_weights(lm: minilib.LM, before: dict[str, torch.Tensor]) -> None:
     for name, parameter in lm.model.named_parameters():
         assert torch.equal(parameter, before[name]), f"{name} changed"
+
+
+def benchmark_script(name: str) -> ModuleType:
+    """A script of ``benchmarks/`` as a module, whatever it imports from beside it included."""
+    folder = Path(__file__).resolve().parent.parent / "benchmarks"
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

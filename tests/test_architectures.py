@@ -1,12 +1,9 @@
 """Every supported architecture: the memory that minilib writes to is the one that the model reads."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, assert_same_weights, random_lm, weights
+from models import ARCHITECTURES, assert_same_weights, benchmark_script, random_lm, weights
 
 import minilib
 from minilib import edits, hooks, stored, values
@@ -126,11 +123,7 @@ def test_names_can_be_given_by_hand():
 @pytest.fixture(scope="module")
 def every():
     """The script that tries each architecture of transformers."""
-    file = Path(__file__).resolve().parent.parent / "benchmarks" / "every_architecture.py"
-    spec = importlib.util.spec_from_file_location("every_architecture", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("every_architecture")
 
 
 def test_the_table_is_covered(every):

@@ -1,10 +1,10 @@
 """The moving picture of the landing page shows what the model does."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from models import benchmark_script
 
 from minilib import refusals
 
@@ -14,10 +14,7 @@ STATIC = ROOT / "book" / "_static"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("landing_picture", ROOT / "benchmarks" / "landing_picture.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("landing_picture")
 
 
 def stored() -> dict:

@@ -1,10 +1,8 @@
 """The search for v* finds what a plain loop over the whole model finds."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
+from models import benchmark_script
 
 import minilib
 from minilib import prefix, rome, values
@@ -19,11 +17,7 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def speed():
-    file = Path(__file__).resolve().parent.parent / "benchmarks" / "speed.py"
-    spec = importlib.util.spec_from_file_location("speed", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark_script("speed")
 
 
 @pytest.mark.parametrize("place", ["mlp", "block"])
