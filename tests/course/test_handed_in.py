@@ -291,3 +291,12 @@ def test_marks_of_files_that_share_a_name_are_in_rows_of_their_own(tmp_path):
         ("a (11)", "3", "look"),
         ("a (22)", "3", ""),
     ]
+
+
+def test_the_grader_runs_a_notebook_with_the_students_numbers_and_without_its_own_checks():
+    source = (
+        'VALUES = 7  # an easier one\nchecks.step(rank_one.check_cost, cost)\n%pip install x\n    !ls\nx = "VALUES"'
+    )
+    ran = grade_one.as_run(source, 123)
+    assert ran == 'VALUES = 123\npass\npass\n    pass\nx = "VALUES"'
+    assert grade_one.as_run("VALUES = 7", None) == "VALUES = 7", "no seed, no numbers of one's own"
