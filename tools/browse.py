@@ -28,7 +28,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 class _Server(ThreadingHTTPServer):
-    request_queue_size = 128  # a page asks for thirty files at once; of those that find no place some wait minutes
+    request_queue_size = 128  # a page asks for thirty files at once, and the default queues five
 
 
 @contextmanager
