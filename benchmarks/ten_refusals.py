@@ -1,6 +1,6 @@
 """Ten refusals at once by MEMIT and by AlphaEdit with and without its projection: what chapter 08 shows of them.
 
-C is taken from the sample text without its first ten texts, on which damage is measured; its eigenvalues are stored
+C is taken from the sample text without its first twenty texts, on which damage is measured; its eigenvalues are stored
 too. Last, AlphaEdit with the library's own C on one of the ten, in one layer, which the chapter computes again.
 Run: python benchmarks/ten_refusals.py (five minutes on one core).
 """
