@@ -22,10 +22,11 @@ import torch
 from filelock import FileLock
 from scores import Rows, key_distance
 
-from minilib import alphaedit, benchmark, covariance, grace, lm, memit, rome, stored, texts, tinyworld, wise
+from minilib import alphaedit, benchmark, covariance, grace, memit, rome, stored, texts, tinyworld, wise
+from minilib import model as lm
+from minilib.downloads import cache_folder
 from minilib.edits import undo_all
-from minilib.lm import LM
-from minilib.packaged import cache_folder
+from minilib.model import LM
 
 STEPS = {"small": 3400, "medium": 1700, "large": 1275}
 MODELS = [f"{architecture}-{size}" for size in STEPS for architecture in tinyworld.ARCHITECTURES]

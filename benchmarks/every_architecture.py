@@ -26,7 +26,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import minilib
-from minilib import alphaedit, grace, hooks, lm, memit, rome, stored, unlearning, values, wise
+from minilib import alphaedit, grace, hooks, memit, rome, stored, unlearning, values, wise
+from minilib import model as lm
 from minilib.edits import undo_all
 
 NAMES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from scores import Rows
 
 import minilib
-from minilib import authors, facts, metrics, trained
+from minilib import authors, facts, metrics
+from minilib import training as trained
 
 RANK, ALPHA, LR, PASSES, BATCH = 8, 16, 2e-3, 14, 10
 TARGETS = ["gate_proj", "up_proj", "down_proj"]

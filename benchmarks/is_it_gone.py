@@ -18,7 +18,7 @@ from scores import Rows
 
 from minilib import attacks, authors, benchmark
 from minilib.edits import undo_all
-from minilib.lm import LM
+from minilib.model import LM
 
 FACTS = {"exact": 20, "finetuned": 15}
 SEEDS = {"exact": (0, 1, 2), "finetuned": (0,)}

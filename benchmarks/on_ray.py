@@ -4,8 +4,8 @@ Each job is a task of its own that brings back its row; this process alone write
 disk in common. A task whose worker dies is started again by Ray, and a job whose row is there is not given out, so
 nothing is lost and nothing is there twice. Run:
 pip install "ray>=2.9", then python benchmarks/on_ray.py --out rows.jsonl [--only JOB ...] [--tune] [--address auto].
-The same jobs in a Slurm array: ``python -m minilib.benchmark --list > jobs`` and, in the job script,
-``python -m minilib.benchmark --processes 0 --out rows.jsonl --only "$(sed -n "${SLURM_ARRAY_TASK_ID}p" jobs)"``.
+The same jobs in a Slurm array: ``python benchmarks/compare.py --list > jobs`` and, in the job script,
+``python benchmarks/compare.py --processes 0 --out rows.jsonl --only "$(sed -n "${SLURM_ARRAY_TASK_ID}p" jobs)"``.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from compare import named
 from tqdm.auto import tqdm
 
 from minilib import benchmark
@@ -35,7 +36,7 @@ def main() -> int:
     given = parser.parse_args()
     done = {row["job"] for row in benchmark.read(given.out)}
     jobs = benchmark.plan(tune=given.tune)
-    left = [job for job in benchmark.named(jobs, given.only or [""], parser) if str(job) not in done]
+    left = [job for job in named(jobs, given.only or [""], parser) if str(job) not in done]
     ray.init(address=given.address, **({} if given.address else {"num_cpus": given.workers}))
     running = {row_of.remote(job): job for job in left}
     failed = 0

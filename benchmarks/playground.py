@@ -15,7 +15,7 @@ from scores import REFUSAL, Rows
 import minilib
 from minilib import alphaedit, facts, grace, memit, refusals, rome, texts, wise
 from minilib.edits import Edit
-from minilib.facts import Fact
+from minilib.worlds.facts import Fact
 
 FACTS = 5
 STRENGTHS = (0.5, 1.0, 1.5)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import minilib
 from minilib import alphaedit, covariance, facts, grace, guards, rome, stored, values, wise
-from minilib.keys import keys_and_states
+from minilib.editors.keys import keys_and_states
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 5, 6, 7, 8]

@@ -16,8 +16,8 @@ from scores import Rows
 
 import minilib
 from minilib import alphaedit, benchmark, memit, metrics, refusals, tinyworld
-from minilib.facts import Fact
 from minilib.requests import Request
+from minilib.worlds.facts import Fact
 
 EVERY, REFUSAL = 5, tinyworld.REFUSAL
 RUNS: dict[str, tuple[ModuleType, dict[str, Any]]] = {

@@ -19,10 +19,10 @@ from scores import Rows, key_distance
 
 import minilib
 from minilib import benchmark, covariance, facts, texts
-from minilib.benchmark import Task
 from minilib.edits import undo_all
-from minilib.facts import Fact, Question
-from minilib.lm import LM
+from minilib.measure.benchmark import Task
+from minilib.model import LM
+from minilib.worlds.facts import Fact, Question
 
 MODELS = ("gemma3-270m", "smollm2-135m")
 METHODS = ("unedited", "rome", "memit", "alphaedit", "grace", "wise", "refusal_tuning")

@@ -6,8 +6,8 @@
 >>> with minilib.rome.edit(lm, request):
 ...     lm.generate("What is the capital of France?")
 
-Every module is an attribute, imported when it is first named: ``minilib.attacks``, ``minilib.figures``.
-``minilib.METHODS`` lists the methods, with their kind and paper.
+Every module is an attribute, whichever folder it lives in, and is imported when it is first named:
+``minilib.attacks``, ``minilib.figures``. ``minilib.METHODS`` lists the methods, with their kind and paper.
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from . import alphaedit, covariance, grace, memit, metrics, refusals, rome, tracing, unlearning, wise
+from . import covariance, unlearning
+from .architectures import Layout
+from .edit_files import load_edit
+from .editors import alphaedit, grace, memit, rome, wise
 from .edits import Edit
-from .lm import LM, Layout, load
+from .loading import load
+from .measure import metrics, refusals, tracing
 from .methods import METHODS, Method
-from .presets import suggest
+from .model import LM
 from .requests import Request
-from .saved import load_edit
+from .suggesting import suggest
 
 __version__ = "0.1.0"
-MODULES = tuple(sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py")))
+_FOLDER = Path(__file__).parent
+MODULES = {
+    path.stem: ".".join(("", *path.relative_to(_FOLDER).with_suffix("").parts))
+    for folder in (".", "editors", "unlearning", "measure", "worlds", "show")
+    for path in sorted((_FOLDER / folder).glob("[a-z]*.py"))
+}
+"""Each module's name, and where it lives."""
 __all__ = ["METHODS", "LM", "Edit", "Layout", "Method", "Request", "load", "load_edit", "suggest"]
 __all__ += ["alphaedit", "covariance", "grace", "memit", "metrics", "refusals", "rome", "tracing", "unlearning", "wise"]
 
@@ -34,7 +44,7 @@ def __getattr__(name: str) -> ModuleType:
     """A module that has not been imported yet."""
     if name not in MODULES:
         raise AttributeError(f"minilib has no attribute {name!r}; its modules are {', '.join(MODULES)}")
-    return importlib.import_module(f".{name}", __name__)
+    return importlib.import_module(MODULES[name], __name__)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from .packaged import whole
+from .storage import whole
 
 WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
 

@@ -6,9 +6,10 @@ a new key disturbs the old ones least; AlphaEdit reads from it which directions 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import hooks
-from .lm import LM, check_lm, fingerprint_of
-from .packaged import cache_folder, made, whole
-from .suffixes import double
-from .texts import of_model
-from .texts import sample_texts as sample_texts
+from .forward import double
+from .model import LM, check_lm
+from .storage import cache_folder, fingerprint_of, made, whole
 
+TEXTS = Path(__file__).parent / "data" / "text"
 WINDOW = 512  # a longer text is read in windows of so many tokens
 BAR_AFTER = 2  # seconds: what is done sooner needs no bar
 BATCH_TOKENS = 2048  # tokens run together: few enough that what a block computes stays in the processor's cache
@@ -82,7 +82,6 @@ def load(file: str | Path) -> SecondMoments:
         raise ValueError(f"file {str(file)!r} holds no second moments (damaged, or another kind): {error}") from error
 
 
-@torch.no_grad()
 def second_moment(
     lm: LM,
     layers: Sequence[int] | int,
@@ -92,13 +91,17 @@ def second_moment(
 ) -> SecondMoments:
     """C = mean of k kᵀ over the tokens of a text, for several layers in one pass.
 
+    Without ``texts``, of the model's sample text: computed once (20 s a layer's depth on SmolLM2 and two cores, with a
+    bar), and from then on read from the user's cache. With ``texts`` it is computed each time.
+
     Parameters
     ----------
     lm : LM
     layers : list of int, or int
         Blocks whose MLP keys are read. The pass stops at the last one.
     texts : list of str, optional
-        By default the sample text that comes with the library for this model (SmolLM2's for any other).
+        By default the sample text that comes with the library for this model (SmolLM2's for any other), read by the
+        model without the edits in force.
     progress : bool, default False
         Show a progress bar, once it has taken two seconds.
     together : bool, default True
@@ -126,15 +129,21 @@ def second_moment(
             C.save("C.safetensors")
     """
     check_lm(lm)
-    layers = check_layers(lm, layers)
+    layers = lm.check_layers(layers)
     if texts is None:
-        texts = of_model(lm)
-    elif isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        return _kept(lm, layers)
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
         raise TypeError("texts must be a list of strings, not one bare string: write texts=[text]")
     texts = list(texts)
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"texts must hold strings, not {type(text).__name__}: {text!r}")
+    return measure(lm, layers, texts, progress, together)
+
+
+@torch.no_grad()
+def measure(lm: LM, layers: list[int], texts: list[str], progress: bool, together: bool) -> SecondMoments:
+    """The sum itself: keys of all texts, batch by batch; see ``second_moment``."""
     window = min(WINDOW, lm.context_length - 1)
     windows: list[list[int]] = []
     for text in filter(str.strip, texts):
@@ -169,12 +178,25 @@ def second_moment(
     return SecondMoments(moments, lm.fingerprint, n, _digest(texts))
 
 
+def sample_texts(name: str = "smollm2-135m") -> list[str]:
+    """The text that comes with the library: sampled from the model itself, by ``benchmarks/sample_text.py``."""
+    file = TEXTS / f"{name}.jsonl.gz"
+    if not file.is_file():
+        known = ", ".join(sorted(f.name.removesuffix(".jsonl.gz") for f in TEXTS.glob("*.jsonl.gz")))
+        raise ValueError(f"name {name!r}: no sample text comes with the library for it, only for {known}")
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def of_model(lm: LM) -> list[str]:
+    """The model's own sample text, or else SmolLM2's."""
+    return sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
+
+
 def take(
     lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
 ) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
-    """The second moments of the layers asked for, checked; computed from the sample text where none are given.
-
-    What is computed here is kept beside the model in the user's cache.
+    """What a method was given as ``covariance``, checked; without it, ``second_moment`` of the sample text.
 
     Raises
     ------
@@ -184,7 +206,7 @@ def take(
     """
     given = covariance is not None
     if covariance is None:
-        covariance = _cached(lm, layers)
+        covariance = _kept(lm, list(layers))
     if not isinstance(covariance, Mapping):
         raise TypeError(
             f"covariance must be a dict {{layer: tensor}}, not {type(covariance).__name__}; "
@@ -196,7 +218,7 @@ def take(
             f"{covariance.fingerprint}, {lm.name} has {now}): compute it again by "
             "minilib.covariance.second_moment(lm, layers)"
         )
-    found = {}
+    checked = {}
     for layer in layers:
         if layer not in covariance:
             raise ValueError(
@@ -216,12 +238,12 @@ def take(
             raise ValueError(f"covariance[{layer}] is zero everywhere: compute it from text that the model reads")
         if not torch.allclose(C, C.T, rtol=1e-3, atol=1e-3 * C.abs().max().item()):
             raise ValueError(f"covariance[{layer}] is not symmetric, as a mean of k kᵀ is: pass C itself")
-        found[layer] = C.detach().to(lm.memory(layer).device)
+        checked[layer] = C.detach().to(lm.memory(layer).device)
     if isinstance(covariance, SecondMoments):
-        taken = SecondMoments(found, covariance.fingerprint, covariance.tokens, covariance.text)
+        taken = SecondMoments(checked, covariance.fingerprint, covariance.tokens, covariance.text)
         taken._spectra = covariance._spectra  # shared: what is found now serves the next edit
         return taken
-    return found
+    return checked
 
 
 def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor, " d_k"], Float[Tensor, "d_k d_k"]]:
@@ -261,20 +283,7 @@ def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
     return L
 
 
-def check_layers(lm: LM, layers: Any) -> list[int]:
-    """A list of layers, in ascending order and without repetition; one number stands for a list of one."""
-    if isinstance(layers, (str, bytes)) or not isinstance(layers, (Integral, Iterable)):
-        raise TypeError(f"layers must be a list of layer numbers, not {layers!r}")
-    layers = [layers] if isinstance(layers, Integral) else list(layers)
-    if not layers:
-        raise ValueError(f"layers is empty: give at least one of 0 to {lm.n_layers - 1}")
-    layers = [lm.check_layer(layer, "layers: layer") for layer in layers]
-    if layers != (ascending := sorted(set(layers))):
-        raise ValueError(f"layers must be in ascending order without repetition, such as {ascending}, not {layers}")
-    return layers
-
-
-def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
+def _kept(lm: LM, layers: list[int]) -> SecondMoments:
     """Second moments from the sample text, kept in the cache under the model's fingerprint, a file a layer.
 
     They are those of the model without the edits in force: what is kept must not depend on when it was asked for.
@@ -282,25 +291,25 @@ def _cached(lm: LM, layers: Sequence[int]) -> SecondMoments:
     texts = of_model(lm)
     folder, model = made(cache_folder() / "second_moments"), lm.fingerprint
     files = {layer: folder / f"{model}-{layer}.safetensors" for layer in layers}
-    found: dict[int, SecondMoments] = {}
+    kept: dict[int, SecondMoments] = {}
     with FileLock(folder / f"{model}.lock"):
         for layer, file in files.items():
             try:
-                kept = load(file)
+                C = load(file)
             except (OSError, ValueError):  # not there yet, or damaged
                 continue
-            if (kept.fingerprint, kept.text) == (model, _digest(texts)) and layer in kept:  # else another sample text
-                found[layer] = kept
-        missing = [layer for layer in layers if layer not in found]
+            if (C.fingerprint, C.text) == (model, _digest(texts)) and layer in C:  # else another sample text
+                kept[layer] = C
+        missing = [layer for layer in layers if layer not in kept]
         if missing:
             with lm.unedited():
                 # Minutes on a slow machine, once. Not together: another process may wait for the lock.
-                new = second_moment(lm, missing, texts, progress=True, together=False)
+                new = measure(lm, missing, texts, progress=True, together=False)
             for layer in missing:
-                found[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
-                found[layer].save(files[layer])
-    one = found[layers[0]]
-    return SecondMoments({layer: found[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
+                kept[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
+                kept[layer].save(files[layer])
+    one = kept[layers[0]]
+    return SecondMoments({layer: kept[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
 
 
 def _place(lm: LM, layers: list[int], texts: list[str]) -> tuple[int, int]:

@@ -8,33 +8,26 @@ an ``Edit``. Undo is a stack: the latest edit first. ``Edit.save`` carries a cha
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
-import html
-import inspect
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from . import adapters, guards
-from .lm import LM, as_prompts, check_lm, present
-from .notes import asked_otherwise, unanswered
-from .packaged import whole
+from . import adapters, tokens
+from .model import LM, present
 from .requests import Request
+from .show import display
+from .storage import whole
 
 FORMAT, FILE = 2, "edit.safetensors"  # of saved edits
-SHOWN = 5  # of its notes
-
-Method = TypeVar("Method", bound=Callable[..., "Edit"])
 
 
 class Edit:
@@ -62,9 +55,9 @@ class Edit:
         Changes that are a product of thin matrices, as those: (rows, r) and (r, columns) of the parameter. Their
         products join ``deltas`` when it is asked for.
     notes : list of str, optional
-        What the reader should know, such as a target that the model said before. ``editor`` adds the requests that are
-        not answered with their target.
-    guard : guards.Guard, optional
+        What the reader should know, such as a target that the model said before. ``editor.editor`` adds the requests
+        that are not answered with their target.
+    guard : minilib.guards.Guard, optional
         A memory beside the weights, which this edit puts into force.
     previous : Edit, optional
         The edit whose guard this one's takes the place of, until it is undone.
@@ -83,7 +76,7 @@ class Edit:
         traces: Sequence[Mapping[str, list[float]]] = (),
         factors: Mapping[str, tuple[Tensor, Tensor]] | None = None,
         notes: Sequence[str] = (),
-        guard: guards.Guard | None = None,
+        guard: Any = None,
         previous: Edit | None = None,
         keys: Mapping[int, Tensor] | None = None,
     ) -> None:
@@ -140,7 +133,7 @@ class Edit:
         self.lm.edits.pop()
 
     @property
-    def _earlier(self) -> guards.Guard | None:
+    def _earlier(self) -> Any:
         """The guard that this edit's takes the place of."""
         return None if self.previous is None else self.previous.guard
 
@@ -157,7 +150,7 @@ class Edit:
     def _without_guard(self) -> Iterator[None]:
         """For the time of the block, what it replaced is in force instead; a later one that continues it stays."""
         if self.guard is None or not self.guard.attached or self._earlier is None:
-            with guards.silence(self.lm, [self]):
+            with self.lm.silenced([] if self.guard is None else [self.guard]):
                 yield
             return
         self._take_away()
@@ -287,10 +280,9 @@ class Edit:
             raise ValueError(f"{self} changed weights: nothing is decided at run time, so there is nothing to explain")
         if not self.active:
             raise ValueError(f"{self} was undone: nothing is decided any more")
-        _, prompts = as_prompts(prompts)
-        chat = self.lm.has_chat if chat is None else chat
-        rows = [(p.text if isinstance(p, Request) else p, self.lm.encode(p, chat=chat).ids) for p in prompts]
-        return self.guard.explain(self.lm, rows)
+        _, texts, rows = tokens.as_prompts(self.lm, prompts, self.lm.has_chat if chat is None else chat)
+        rows_of_guard: list[dict[str, Any]] = self.guard.explain(self.lm, list(zip(texts, rows, strict=True)))
+        return rows_of_guard
 
     def sizes(self) -> dict[str, tuple[float, float]]:
         """For each changed parameter ‖ΔW‖ and ‖W‖ (Frobenius norms, W before the edit)."""
@@ -304,27 +296,7 @@ class Edit:
         return f"<{self.method} edit of {self.lm.name}: {first}{more}{'' if self.active else ', undone'}>"
 
     def _repr_html_(self) -> str:
-        cell = "<td style='text-align:left'>{}</td>".format
-        rows = []
-        if self.active:
-            for texts in self.answers():
-                rows.append("<tr>" + "".join(cell(html.escape(t)) for t in texts) + "</tr>")
-        sizes = "".join(
-            f"<li><code>{html.escape(name)}</code>: ‖ΔW‖ = {change:.3g}, ‖W‖ = {size:.3g}"
-            f" ({change / (size or math.nan):.1%})</li>"
-            for name, (change, size) in self.sizes().items()
-        )
-        left = len(self.requests) - len(rows)
-        return (
-            f"<p>{html.escape(repr(self))}</p>"
-            + ("<table><thead><tr><th>prompt</th><th>before</th><th>after</th></tr></thead>" if rows else "")
-            + (f"<tbody>{''.join(rows)}</tbody></table>" if rows else "")
-            + (f"<p>and {left} more</p>" if rows and left else "")
-            + (f"<ul>{sizes}</ul>" if sizes else "")
-            + (f"<p>{html.escape(repr(self.guard))}</p>" if self.guard is not None else "")
-            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes[:SHOWN])
-            + (f"<p>and {len(self.notes) - SHOWN} more in <code>edit.notes</code></p>" if self.notes[SHOWN:] else "")
-        )
+        return display.edit(self)
 
 
 @contextmanager
@@ -341,7 +313,7 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
     edits = len(lm.edits)
     try:
-        with guards.silence(lm):
+        with lm.silenced():
             yield originals
     except BaseException:  # KeyboardInterrupt too
         _write(lm, originals)
@@ -403,52 +375,6 @@ def _sum(weight: Tensor, delta: Tensor) -> Tensor:
     return (weight.to(torch.promote_types(weight.dtype, torch.float32)) + delta).to(weight.dtype)
 
 
-def guarding(lm: LM, kind: type[guards.Guard], layer: int) -> Edit | None:
-    """The latest edit in force with a guard of this kind on a layer."""
-    return next((e for e in reversed(lm.edits) if isinstance(e.guard, kind) and e.guard.layer == layer), None)
-
-
-def continued(lm: LM, kind: type[guards.Guard], layer: int, previous: Edit | None) -> Any:
-    """The guard of ``previous``, checked; an error where one of its kind is on this layer and is not continued."""
-    latest = guarding(lm, kind, layer)
-    if previous is None:
-        if latest is not None:
-            raise ValueError(
-                f"layer {layer} has a {kind.what} already, of {latest}: continue it by previous=, or undo it"
-            )
-        return None
-    if not isinstance(previous, Edit) or not isinstance(previous.guard, kind):
-        raise TypeError(f"previous must be an Edit that has a {kind.what}, not {previous!r}")
-    if previous.lm.model is not lm.model:
-        raise ValueError(f"previous is an edit of another model, {previous.lm.name}: its {kind.what} is useless here")
-    if not previous.active:
-        raise ValueError(f"previous was undone: {previous}")
-    if previous.guard.layer != layer:
-        raise ValueError(f"previous has its {kind.what} at layer {previous.guard.layer}, not {layer}: leave layer out")
-    if latest is not previous:
-        raise ValueError(f"previous was continued already, by {latest}: continue that one")
-    return previous.guard
-
-
-def earlier(lm: LM, previous: Edit | Sequence[Edit], layers: Sequence[int], method: str) -> list[Edit]:
-    """Earlier edits of this method, each in force on this model and with keys of these layers, whose keys count."""
-    if not isinstance(previous, (Edit, Sequence)):
-        raise TypeError(f"previous must be a list of edits, not {previous!r}")
-    before = [previous] if isinstance(previous, Edit) else list(previous)
-    for edit in before:
-        if not isinstance(edit, Edit) or edit.method != method:
-            raise TypeError(f"previous must hold edits made by {method}.edit, not {edit!r}")
-        if edit.lm.model is not lm.model:
-            raise ValueError(f"previous: {edit} is an edit of another model, {edit.lm.name}; its keys are useless here")
-        if not edit.active:
-            raise ValueError(f"previous: {edit} was undone, so nothing of it is left to keep; leave it out")
-        if sorted(edit.keys) != list(layers):
-            raise ValueError(f"previous: {edit} was written at layers {sorted(edit.keys)}, not {list(layers)}")
-    if len({id(edit) for edit in before}) < len(before):
-        raise ValueError("previous holds an edit twice: its keys would count double")
-    return before
-
-
 def factors(lm: LM, layer: int, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     """Δ = left right, as (d_out, r) and (r, d_k), under the parameter's name and the way round that it is stored."""
     return {lm.weight_name(layer): (right.T, left.T) if lm.transposed(layer) else (left, right)}
@@ -458,97 +384,6 @@ def said_before(requests: Sequence[Request], said: Sequence[bool]) -> list[str]:
     """A note for each request whose target the model said before the edit."""
     pairs = zip(requests, said, strict=True)
     return [f"the model said {r.target!r} after {r.text!r} already, before the edit" for r, yes in pairs if yes]
-
-
-def settle(
-    lm: LM, presets: Mapping[str, Mapping[str, Any]], given: Mapping[str, Any], previous: Any = None
-) -> dict[str, Any]:
-    """All settings of an edit: what was given, else the model's preset, else the paper's values.
-
-    Parameters
-    ----------
-    lm : LM
-    presets : mapping
-        ``presets["paper"]`` and one entry for each ``lm.kind`` that has its own.
-    given : mapping
-        The caller's keywords; None means omitted.
-    previous : Edit, optional
-        The edit that is continued: an omitted layer is its layer.
-
-    Raises
-    ------
-    TypeError, ValueError
-        When a value is of the wrong type or outside its range; the message names the keyword.
-    """
-    settings = {**presets["paper"], **presets.get(lm.kind, {})}
-    if isinstance(previous, Edit) and "layer" in previous.settings:
-        settings["layer"] = previous.settings["layer"]
-    settings |= {name: value for name, value in given.items() if value is not None}
-    middle, chosen = lm.n_layers // 2, ""
-    if settings.get("layer", 0) is None:
-        settings["layer"], chosen = middle, "; layer: the middle one"
-    if settings.get("layers", 0) is None:  # five, as the papers have it for models of other depths
-        window = range(max(0, middle - 2), min(lm.n_layers, middle + 3))
-        settings["layers"], chosen = list(window), "; layers: the middle five"
-    for name, value in settings.items():
-        if name in _WHOLE:
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise TypeError(f"{name} must be a whole number, not {value!r}")
-            if value < _WHOLE[name]:
-                raise ValueError(f"{name} must be a whole number of at least {_WHOLE[name]}, not {value!r}")
-            settings[name] = int(value)
-        if name in _NUMBER:
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, not {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and name in _POSITIVE):
-                least = "above" if name in _POSITIVE else "at least"
-                raise ValueError(f"{name} must be finite and {least} 0, not {value!r}")
-            if name in _SHARE and float(value) > 1:
-                raise ValueError(f"{name} must be a share in (0, 1], not {value!r}")
-            settings[name] = float(value)
-    settings["presets"] = lm.kind if lm.kind in presets else f"paper (no preset for this model{chosen})"
-    return settings
-
-
-_WHOLE = {"steps": 1, "seed": 0, "shards": 1, "batch_size": 1, "rank": 1}
-_SHARE = {"mask_ratio", "density", "threshold", "nullspace_energy", "forget_level"}
-_POSITIVE = {"lr", "clamp_factor", "covariance_weight", "epsilon", "l2", "nullspace_threshold", "beta"}
-_POSITIVE |= _SHARE | {"clip", "steering"}
-_NUMBER = _POSITIVE | {"weight_decay", "kl_factor", "stop_loss", "precondition", "retain_weight", "gamma", "alpha"}
-
-
-def editor(method: Method, also: Sequence[str] = ()) -> Method:
-    """Make a method refuse a keyword that it does not have, and note in the end which requests it did not reach.
-
-    The message names the nearest keyword there is. The notes are those of ``notes.unanswered``, and of
-    ``notes.asked_otherwise``.
-    ``also`` names those that it takes as ``**keywords``.
-    """
-    parameters = inspect.signature(method).parameters
-    known = [*(name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD), *also]
-    where = f"{method.__module__.removeprefix('minilib.')}.{method.__name__}"
-
-    @functools.wraps(method)
-    def checked(*args: Any, **keywords: Any) -> Edit:
-        lm: Any = args[0] if args else keywords.get("lm")
-        check_lm(lm)
-        for name in keywords:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise TypeError(f"{where} has no keyword {name!r}: {hint}it takes {', '.join(known)}")
-        with lm.evaluating(), torch.inference_mode(False):  # gradients are on, whatever the caller has switched off
-            made = method(*args, **keywords)
-            made.notes += asked_otherwise(made.lm, made.requests)
-            if "forgets" not in made.settings:  # unlearning looks for leaks itself
-                try:
-                    made.notes += unanswered(made)
-                except BaseException:  # KeyboardInterrupt too
-                    made.undo()
-                    raise
-            return made
-
-    return checked  # type: ignore[return-value]
 
 
 def _parameters(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, torch.nn.Parameter]]:

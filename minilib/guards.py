@@ -8,7 +8,7 @@ A ``PromptGuard`` decides once, where the prompt ends, and holds to it for the a
 stream of tokens and not told where a prompt ends; the rule is, for each row of a call of the model, or of its stack of
 blocks without the head (``model.base_model``):
 
-1. where ``prompts_end`` says so (the library's own scoring does);
+1. where ``LM.prompts_end`` says so (the library's own scoring does);
 2. else where the chat template's opening of an answer stands last in these tokens;
 3. else, in a call that goes on from a cache, the prompt ended earlier and its decision holds;
 4. else at the row's last token.
@@ -19,8 +19,7 @@ Where a single block is called by hand there is no prompt to decide on. That is 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,6 +65,7 @@ class Guard:
 
     def __init__(self, layer: int) -> None:
         self.layer, self.silent = layer, False
+        self.told: list[int] | None = None  # where the prompts of the next call end, for guards that ask
         self._seat: Seat | None = None
         self._handles: list[Any] = []
 
@@ -139,7 +139,6 @@ class PromptGuard(Guard):
     def __init__(self, layer: int, opening: Sequence[int]) -> None:
         super().__init__(layer)
         self.opening = list(opening)
-        self.told: list[int] | None = None  # where the prompts of the next call end
         self._ends: Tensor | None = None  # (rows,), the column of each prompt's end; -1: it ended in an earlier call
         self._shape: tuple[int, int] = (0, 0)
         self._cache: Any = None
@@ -218,11 +217,6 @@ class PromptGuard(Guard):
         self.__dict__.update(state, _held=weakref.WeakKeyDictionary())
 
 
-def on(lm: Any) -> list[Guard]:
-    """The guards of the edits in force, the earliest first."""
-    return [edit.guard for edit in lm.edits if edit.guard is not None]
-
-
 @torch.no_grad()
 def keys(lm: Any, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
     """For each row of tokens, (tokens, d_k): what enters the layer's W, guards below it in force (float32)."""
@@ -246,28 +240,28 @@ def opening(lm: Any) -> list[int]:
     return one[:same][::-1]
 
 
-@contextmanager
-def silence(lm: Any, edits: Sequence[Any] | None = None) -> Iterator[None]:
-    """For the time of the block, guards do not answer: all in force, or those of some edits."""
-    watching = on(lm) if edits is None else [edit.guard for edit in edits if edit.guard is not None]
-    before = [guard.silent for guard in watching]
-    for guard in watching:
-        guard.silent = True
-    try:
-        yield
-    finally:
-        for guard, was in zip(watching, before, strict=True):
-            guard.silent = was
+def guarding(lm: Any, kind: type[Guard], layer: int) -> Any:
+    """The latest edit in force with a guard of this kind on a layer."""
+    return next((e for e in reversed(lm.edits) if isinstance(e.guard, kind) and e.guard.layer == layer), None)
 
 
-@contextmanager
-def prompts_end(lm: Any, columns: Sequence[int]) -> Iterator[None]:
-    """For the calls in the block, the column of each row's last prompt token: what follows is the answer."""
-    watching = [guard for guard in on(lm) if isinstance(guard, PromptGuard)]
-    for guard in watching:
-        guard.told = list(columns)
-    try:
-        yield
-    finally:
-        for guard in watching:
-            guard.told = None
+def continued(lm: Any, kind: type[Guard], layer: int, previous: Any) -> Any:
+    """The guard of ``previous``, checked; an error where one of its kind is on this layer and is not continued."""
+    latest = guarding(lm, kind, layer)
+    if previous is None:
+        if latest is not None:
+            raise ValueError(
+                f"layer {layer} has a {kind.what} already, of {latest}: continue it by previous=, or undo it"
+            )
+        return None
+    if not isinstance(getattr(previous, "guard", None), kind):
+        raise TypeError(f"previous must be an Edit that has a {kind.what}, not {previous!r}")
+    if previous.lm.model is not lm.model:
+        raise ValueError(f"previous is an edit of another model, {previous.lm.name}: its {kind.what} is useless here")
+    if not previous.active:
+        raise ValueError(f"previous was undone: {previous}")
+    if previous.guard.layer != layer:
+        raise ValueError(f"previous has its {kind.what} at layer {previous.guard.layer}, not {layer}: leave layer out")
+    if latest is not previous:
+        raise ValueError(f"previous was continued already, by {latest}: continue that one")
+    return previous.guard

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from . import alphaedit, grace, memit, rome, unlearning, wise
+from . import unlearning
+from .editors import alphaedit, grace, memit, rome, wise
 from .edits import Edit
 
 Kind = Literal["writes weights", "beside the weights", "trains"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 SLOT = "{}"  # where the subject goes in a prompt, and the prompt in a context
 
@@ -127,3 +129,12 @@ def as_contexts(contexts: Iterable[str]) -> list[str]:
         if context.count(SLOT) != 1:
             raise ValueError(f"contexts: each template needs exactly one {{}} for the prompt; {context!r} has not")
     return contexts
+
+
+def whole(value: Any, name: str, least: int = 1) -> int:
+    """``value`` as a whole number of at least ``least``; else an error that names the argument."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if int(value) < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return int(value)

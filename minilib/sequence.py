@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import packaged
+from . import storage
+from .edit_files import load_edit
 from .edits import FILE, Edit
-from .lm import LM, check_lm, whole
-from .requests import Request, as_requests
-from .saved import load_edit
+from .model import LM, check_lm
+from .requests import Request, as_requests, whole
 
 Measure = Callable[[LM, list[Request]], dict[str, Any]]
 
@@ -187,7 +187,7 @@ def _state(folder: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], d
 
 
 def _write(folder: Path, state: dict[str, Any]) -> None:
-    with packaged.whole(folder / "sequence.json") as scratch:
+    with storage.whole(folder / "sequence.json") as scratch:
         scratch.write_text(json.dumps(state, indent=1, ensure_ascii=False), "utf8")
 
 

@@ -129,7 +129,7 @@ def every():
 def test_the_table_is_covered(every):
     used = {random_lm(kind).layout for kind in ARCHITECTURES}
     tried = ("starcoder2", "persimmon", "xglm", "biogpt", "gpt_neox_japanese", "falcon", "mpt", "gemma3")
-    assert used | {every.tiny(kind).layout for kind in tried} == set(minilib.lm.LAYOUTS)
+    assert used | {every.tiny(kind).layout for kind in tried} == set(minilib.model.LAYOUTS)
 
 
 def test_the_page_shows_what_is_stored(every):

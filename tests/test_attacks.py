@@ -185,7 +185,7 @@ def test_rounding_is_to_the_nearest_point_of_each_groups_grid(bits, group, width
 
 def test_rounding_twice_is_refused(lm):
     with torch.no_grad():
-        for name in minilib.trained.names(lm, "lora"):
+        for name in minilib.training.names(lm, "lora"):
             weight = lm.model.get_parameter(name)
             for _ in range(3):  # until rounding is a fixed point
                 weight.copy_(attacks.round_to_nearest(weight, 4, 32))

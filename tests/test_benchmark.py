@@ -18,7 +18,7 @@ import torch
 
 import minilib
 from minilib import authors, benchmark
-from minilib.benchmark import METHODS, Job
+from minilib.measure.benchmark import METHODS, Job
 
 STORED = {row["job"]: row for row in benchmark.read(benchmark.RESULTS)}
 TUNED = benchmark.read(benchmark.TUNING)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilib import facts
-from minilib.facts import FACTS, Fact, Question, load
+from minilib.worlds.facts import FACTS, Fact, Question, load
 from minilib.requests import Request
 
 KNOWN = facts.DATA.with_name("known_smollm2-135m.json")

@@ -12,8 +12,8 @@ from models import REFERENCE, random_lm
 
 import minilib
 from minilib import Request
-from minilib.lm import fingerprint_of
-from minilib.tinyworld import people
+from minilib.model import fingerprint_of
+from minilib.worlds.tinyworld import people
 
 PROMPTS = ["The capital of France is", "Mira", "In the town of Lund there lives a", "Where is Rome? It is in"]
 REQUESTS = [
@@ -412,8 +412,8 @@ def test_revision_and_token_go_to_both_loaders(monkeypatch):
         if len(asked) == 2:
             raise OSError("no network")
 
-    monkeypatch.setattr(minilib.lm.transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(minilib.lm.transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(minilib.model.transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(minilib.model.transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(FileNotFoundError, match="no network"):
         minilib.load("somebody/some-model", revision="v1", token="secret")
     assert asked == [{"revision": "v1", "token": "secret"}] * 2

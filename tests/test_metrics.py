@@ -9,8 +9,8 @@ from models import assert_same_weights, weights
 import minilib
 from minilib import Request, metrics, rome
 from minilib import facts as real_facts
-from minilib.facts import Fact
-from minilib.tinyworld import facts
+from minilib.worlds.facts import Fact
+from minilib.worlds.tinyworld import facts
 
 
 @pytest.mark.parametrize(

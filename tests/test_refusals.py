@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minilib import metrics, stored
-from minilib.refusals import REFUSALS, is_refusal, leaks, mentions, spoken
+from minilib.measure.refusals import REFUSALS, is_refusal, leaks, mentions, spoken
 
 WILD = json.loads((Path(__file__).parent / "refusals_in_the_wild.json").read_text("utf8"))
 

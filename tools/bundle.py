@@ -12,7 +12,7 @@ from pathlib import Path
 
 from common import BUILD, ROOT, say
 
-from minilib import packaged
+from minilib import downloads as packaged
 
 SITE = BUILD / "html"
 INSTALL = """#!/bin/sh

@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import alphaedit, covariance, edits, refusals, tinyworld, values
-from ..lm import LM, load
+from .. import covariance, edits
+from ..editors import alphaedit, values
+from ..loading import load
+from ..measure import refusals
+from ..model import LM
 from ..requests import Request
+from ..worlds import tinyworld
 from . import real
 from .checks import call, compare
 from .seeds import generator
@@ -184,7 +188,7 @@ def _sequence(number: int) -> tuple[int, float, list[Batch], Tensor, Tensor, lis
     """A layer, λ, three batches of two for tinyworld, P, the whole change that they make, and what mistakes make."""
     lm, (requests, _) = load("tinyworld"), refused(number, 6, OTHERS)
     layer, l2 = number % 2, (1.0, 2.0, 3.0)[number % 3]
-    C = covariance.take(lm, None, [layer])
+    C = covariance.second_moment(lm, [layer])
     P, (K, h0) = alphaedit.projector(C, layer, THRESHOLD), read(lm, requests, layer)
     z = h0 + h0.std() * torch.randn(h0.shape, generator=generator(number), dtype=h0.dtype)
     W, name, eye = lm.memory(layer), lm.weight_name(layer), torch.eye(len(P), dtype=P.dtype)
@@ -258,12 +262,11 @@ def tiny_problem(lm: LM, number: int) -> Tiny:
     z = _find(lm, requests, 0)
     batches = [(requests[i : i + SIZE], z[:, i : i + SIZE]) for i in range(0, len(requests), SIZE)]
     gap = (batches[0][1] - read(lm, batches[0][0], 0)[1]).norm()
-    return Tiny(batches, covariance.take(lm, None, [0])[0].double(), others, gap)
+    return Tiny(batches, covariance.second_moment(lm, [0])[0].double(), others, gap)
 
 
 def _find(lm: LM, requests: list[Request], layer: int) -> Tensor:
-    s = edits.settle(lm, alphaedit.PRESETS, {})
-    return values.find(lm, requests, layer, "block", **{name: s[name] for name in values.SEARCH}).v_star.T.double()
+    return values.find(lm, requests, layer, "block", alphaedit.Settings.of(lm)).v_star.T.double()
 
 
 def real_problem(lm: LM, number: int) -> tuple[list[Batch], int, Tensor]:
@@ -271,7 +274,7 @@ def real_problem(lm: LM, number: int) -> tuple[list[Batch], int, Tensor]:
     requests = [fact.request(real.REFUSAL) for fact in real.capitals(number, 2)]
     z = _find(lm, requests, REAL_LAYER)
     batches = [([request], z[:, i : i + 1]) for i, request in enumerate(requests)]
-    return batches, REAL_LAYER, covariance.take(lm, None, [REAL_LAYER])[REAL_LAYER].double()
+    return batches, REAL_LAYER, covariance.second_moment(lm, [REAL_LAYER])[REAL_LAYER].double()
 
 
 def check_said(said: Any, lm: LM, number: int) -> None:

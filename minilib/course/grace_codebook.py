@@ -13,9 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import grace, guards, refusals, tinyworld
-from ..lm import LM, load
+from .. import guards
+from ..editors import grace
+from ..loading import load
+from ..measure import refusals
+from ..model import LM
 from ..requests import Request
+from ..worlds import tinyworld
 from . import real
 from .checks import call, compare, hooked
 from .real import REFUSAL
@@ -247,7 +251,7 @@ def tiny(number: int) -> tuple[Request, dict[str, list[str]]]:
 
 def value(lm: LM, request: Request, layer: int) -> Tensor:
     """The v* that makes the model say a request's target, as the library finds it."""
-    with grace.edit(lm, request, layer) as edit:
+    with grace.edit(lm, request, layer=layer) as edit:
         assert isinstance(edit.guard, grace.Codebook)
         return edit.guard.values[0].clone()
 
@@ -258,15 +262,15 @@ def check_key_of(function: Any, number: int) -> None:
     layer = 1 + number % (lm.n_layers - 2)
     found = call(function, lm, layer, request.text, name="key_of", may_change=[0])
     assert not hooked(lm.model), "A hook was left behind in the model: read inside `with hooks.read(…):`"
-    ids, subject = lm.encode_request(request)
-    below, k, above = (guards.keys(lm, at, [ids])[0] for at in (layer - 1, layer, layer + 1))
+    x = lm.encode(request)
+    below, k, above = (guards.keys(lm, at, [x.ids])[0] for at in (layer - 1, layer, layer + 1))
     wide = isinstance(found, Tensor) and found.shape[-1:] == lm.memory(layer).shape[:1]
     assert not wide, 'That is as wide as a value: the key is what *enters* W, `at="input"`'
     suspects = [
         ("Those are the keys of all tokens: take that of the last one", k),
         ("Those are the keys of all tokens: take that of the last one", k[None]),
         ("That is the first token's key: the question has not been read there", k[0]),
-        ("That is the key at the subject's last token: ROME reads there, GRACE at the prompt's last", k[subject]),
+        ("That is the key at the subject's last token: ROME reads there, GRACE at the prompt's last", k[x.subject]),
         ("That is the mean over all tokens: take the last one", k.mean(0)),
         ("That is the key of another layer", below[-1]),
         ("That is the key of another layer", above[-1]),

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import refusals, tinyworld
-from ..lm import LM, load
+from ..loading import load
+from ..measure import refusals
+from ..model import LM
 from ..requests import Request
+from ..worlds import tinyworld
 from . import real
 from .checks import call
 

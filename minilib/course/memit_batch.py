@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .. import covariance, edits, memit, tinyworld, values
-from ..lm import LM, load
+from .. import covariance, edits
+from ..editors import memit, values
+from ..loading import load
+from ..model import LM
 from ..requests import Request
+from ..worlds import tinyworld
 from . import real
 from .checks import call, compare
 from .seeds import generator
@@ -200,7 +203,7 @@ def _weight(K1: Tensor, R: Tensor, C: Tensor, share: float) -> Tensor:
 def _window(number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], Tensor, list[tuple[str, Tensor]]]:
     """Three requests, z, {layer: L}, what each layer has to write, and what it writes by mistake."""
     lm, (requests, _) = load("tinyworld"), refused(number, 3, OTHERS)
-    C = covariance.take(lm, None, LAYERS)
+    C = covariance.second_moment(lm, LAYERS)
     L = {layer: covariance.factor(C[layer]) for layer in LAYERS}
     first = {layer: read(lm, requests, layer, LAYERS[-1]) for layer in LAYERS}
     h = first[LAYERS[0]][1]
@@ -261,9 +264,8 @@ def check_write(function: Any, number: int) -> None:
 def tiny_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], list[tinyworld.Fact]]:
     """Four refusals for tinyworld: requests, z at layer 0, {0: L}, and facts about other people."""
     requests, others = refused(number, 4, OTHERS)
-    s = edits.settle(lm, memit.PRESETS, {"clamp_factor": 2.0})
-    z = values.find(lm, requests, 0, "block", **{name: s[name] for name in values.SEARCH}).v_star
-    C = covariance.take(lm, None, [0])
+    z = values.find(lm, requests, 0, "block", memit.Settings.of(lm, clamp_factor=2.0)).v_star
+    C = covariance.second_moment(lm, [0])
     return requests, z.T.double(), {0: covariance.factor(C[0])}, others
 
 
@@ -276,9 +278,8 @@ def still_right(lm: LM, others: Sequence[tinyworld.Fact]) -> int:
 def real_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, list[int], dict[int, Tensor]]:
     """Three capitals that SmolLM2 is to forget: requests, z at the end of a window, the window, {layer: L}."""
     requests = [fact.request(real.REFUSAL) for fact in real.capitals(number, 3)]
-    s = edits.settle(lm, memit.PRESETS, {})
-    z = values.find(lm, requests, WINDOW[-1], "block", **{name: s[name] for name in values.SEARCH}).v_star
-    C = covariance.take(lm, None, WINDOW)
+    z = values.find(lm, requests, WINDOW[-1], "block", memit.Settings.of(lm)).v_star
+    C = covariance.second_moment(lm, WINDOW)
     return requests, z.T.double(), list(WINDOW), {layer: covariance.factor(C[layer]) for layer in WINDOW}
 
 

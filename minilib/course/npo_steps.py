@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from .. import benchmark, facts
-from ..facts import Fact, Question
-from ..lm import LM, load
+from .. import benchmark
+from ..loading import load
+from ..model import LM
 from ..requests import Request
-from ..trained import read as read_rows
+from ..unlearning.training import read as read_rows
+from ..worlds import facts
+from ..worlds.facts import Fact, Question
 from . import real
 from .checks import call, compare, trainable
 from .seeds import generator
@@ -44,7 +46,7 @@ class World(NamedTuple):
 
 def read(lm: LM, requests: list[Request]) -> Answers:
     """What a model thinks of the answers to some questions, their targets; gradients flow back into its weights."""
-    rows = read_rows(lm, [(*pair, 0) for pair in lm.pairs(requests, ended=True)])
+    rows = read_rows(lm, lm.encode(requests, ended=True))
     return Answers(rows.logp, rows.length)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import covariance, keys, rome, values
-from ..edits import settle
-from ..lm import LM, load
+from .. import covariance
+from ..editors import rome, values
+from ..loading import load
+from ..model import LM
 from ..requests import Request
 from . import real
 from .checks import call, compare
@@ -134,13 +135,11 @@ def check_write(function: Any, number: int) -> None:
 def real_problem(lm: LM, number: int) -> tuple[Request, int, Tensor, Tensor, Tensor]:
     """A capital that SmolLM2 is to forget: the request, the layer, C, k* and v* for its refusal."""
     request = real.capital(number).request(REFUSAL)
-    s = settle(lm, rome.PRESETS, {})
-    layer = s["layer"]
-    search = {name: s[name] for name in values.SEARCH}
-    v = values.find(lm, [request], layer, "mlp", **search).v_star[0]
-    k, _ = keys.keys_and_values(lm, [request], layer, s["contexts"])
-    C = covariance.take(lm, None, [layer])[layer]
-    return request, layer, C, k[0].mean(0), v
+    s = rome.Settings.of(lm)
+    v = values.find(lm, [request], s.layer, "mlp", s).v_star[0]
+    k, _ = values.keys_and_values(lm, [request], s.layer, s.contexts)
+    C = covariance.second_moment(lm, [s.layer])[s.layer]
+    return request, s.layer, C, k[0].mean(0), v
 
 
 def check_said(said: Any, lm: LM, number: int) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import covariance, facts, refusals
-from ..facts import Fact
-from ..lm import LM, load
+from .. import covariance
+from ..loading import load
+from ..measure import refusals
+from ..model import LM
+from ..worlds import facts
+from ..worlds.facts import Fact
 from .checks import filled
 
 REFUSAL = "I don't know."

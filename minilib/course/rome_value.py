@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import covariance, hooks, keys, rome, tinyworld, values
-from ..edits import settle
-from ..lm import LM, load
+from .. import covariance, hooks
+from ..editors import rome, values
+from ..loading import load
+from ..model import LM
 from ..requests import SLOT, Request
+from ..tokens import EncodedRequest
+from ..worlds import tinyworld
 from . import real
 from .checks import call, compare, trainable
 from .seeds import generator
@@ -46,7 +49,7 @@ def check_key(function: Any, number: int) -> None:
             at.append(seen[0][0, place(x)])
         return torch.stack(at).mean(0)
 
-    k = keys.keys_and_values(lm, [request], layer, contexts)[0][0]
+    k = values.keys_and_values(lm, [request], layer, contexts)[0][0]
     compare(
         found,
         k.mean(0),
@@ -130,9 +133,9 @@ def check_kl(function: Any, number: int) -> None:
     trainable(function, edited.clone().requires_grad_(), original, name="kl")
 
 
-def about(lm: LM, request: Request) -> tuple[list[int], int]:
+def about(lm: LM, request: Request) -> EncodedRequest:
     """The tokens of "{subject} is a", and the place of the subject's last."""
-    return lm.encode_request(Request(values.KL_PROMPT, request.subject, request.target))
+    return lm.encode(Request(values.KL_PROMPT, request.subject, request.target))
 
 
 def run(lm: LM, ids: list[int], layer: int, token: int, delta: Tensor) -> Tensor:
@@ -150,21 +153,23 @@ def run(lm: LM, ids: list[int], layer: int, token: int, delta: Tensor) -> Tensor
 def check_loss(function: Any, number: int) -> None:
     """``loss(lm, request, layer, delta, v0, original, kappa, decay)``: ROME's loss of one δ, with its gradient."""
     lm, request, layer, _ = problem(number)
-    search = settle(lm, rome.PRESETS, {"steps": 4})  # a δ on its way, so that all terms depend on it
-    begun = values.find(lm, [request], layer, "mlp", **{name: search[name] for name in values.SEARCH})
+    search = rome.Settings.of(lm, steps=4)  # a δ on its way, so that all terms depend on it
+    begun = values.find(lm, [request], layer, "mlp", search)
     v0, delta = begun.v0[0], (begun.v_star - begun.v0)[0].requires_grad_()
     terms = values.Objective(lm, [request], layer, "mlp", weight_decay=1.0, kl_factor=1.0)
     part = {name: x[0] for name, x in terms(delta[None]).items()}
     nll, unit = part["nll"], torch.tensor([0.5, 1.2]) + torch.rand(2, generator=generator(number)) / 2
     kappa, w = (unit / torch.stack([part["kl"], part["decay"]]).detach()).tolist()  # none is small beside the others
     kl, far = kappa * part["kl"], w * part["decay"]
-    ids, last = about(lm, request)
+    x = about(lm, request)
+    ids, last = x.ids, x.subject
     before, after = (run(lm, ids, layer, last, x).log_softmax(-1) for x in (torch.zeros_like(v0), delta))
     arguments = request, layer, delta, v0, before[last], kappa, w
     found = call(function, lm, *arguments, name="loss", may_change=[0, 3])
     ends = (before[last], after[last]), (after[-1], before[last])
     back, late = ((a.exp() * (a - b)).sum() for a, b in ends)
-    prompt, target = lm.encode(request).ids, lm.encode_target(request.target)
+    whole = lm.encode(request)
+    prompt, target = whole.ids, whole.target
     said = run(lm, prompt + target, layer, len(prompt) - 1, delta)[len(prompt) - 1 : -1].log_softmax(-1)
     misplaced = -said.gather(1, torch.tensor(target)[:, None]).mean()
     term = "‖δ‖ / ‖v₀‖², the length over the squared length"
@@ -282,15 +287,15 @@ def check_lambda(function: Any, number: int) -> None:
 def check_change(function: Any, number: int) -> None:
     """``change(lm, request, layer, C, steps)``: Δ of one edit, as ``minilib.rome`` makes it."""
     lm, request, layer, _ = problem(number)
-    C, steps = covariance.take(lm, None, [layer]), 6
+    C, steps = covariance.second_moment(lm, [layer]), 6
     W = lm.memory(layer)
     before = W.detach().clone()
     found = call(function, lm, request, layer, C[layer], steps, name="change", may_change=[0])
     assert torch.equal(W, before), "`change` changed the model's W: return Δ, and write nothing yet"
-    edit = rome.edit(lm, request, layer, C, steps=steps + 1)  # the last of the library's steps makes no update
+    edit = rome.edit(lm, request, C, layer=layer, steps=steps + 1)  # the last of the library's steps makes no update
     delta = edit.deltas[lm.weight_name(layer)]
     edit.undo()
-    k, v0 = (x[0, 0] for x in keys.keys_and_values(lm, [request], layer, [SLOT]))
+    k, v0 = (x[0, 0] for x in values.keys_and_values(lm, [request], layer, [SLOT]))
     r, u = delta @ k, covariance.solve(C[layer], k).float()
     compare(
         found,
@@ -311,8 +316,8 @@ def check_change(function: Any, number: int) -> None:
 
 def real_problem(lm: LM, number: int) -> tuple[Request, int, Tensor]:
     """A capital that SmolLM2 is to forget: the request, the preset's layer, and its C."""
-    layer = settle(lm, rome.PRESETS, {})["layer"]
-    return real.capital(number).request(real.REFUSAL), layer, covariance.take(lm, None, [layer])[layer]
+    layer = rome.Settings.of(lm).layer
+    return real.capital(number).request(real.REFUSAL), layer, covariance.second_moment(lm, [layer])[layer]
 
 
 def check_said(said: Any, lm: LM, number: int) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import hooks, tinyworld, tracing
-from ..lm import LM, load
+from .. import hooks
+from ..loading import load
+from ..measure import tracing
+from ..model import LM
 from ..requests import Request
+from ..worlds import tinyworld
 from . import real
 from .checks import call, compare, filled, hooked
 from .seeds import generator

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .. import keys, tinyworld
-from ..lm import LM
+from ..editors import window
+from ..model import LM
 from ..requests import SLOT, Request
+from ..worlds import tinyworld
 
 
 def read(lm: LM, requests: Sequence[Request], layer: int, last: int | None = None) -> tuple[Tensor, Tensor]:
@@ -17,7 +18,7 @@ def read(lm: LM, requests: Sequence[Request], layer: int, last: int | None = Non
 
     By default ``last`` is the layer itself.
     """
-    k, h = keys.keys_and_states(lm, requests, layer, [SLOT], layer if last is None else last)
+    k, h = window.keys_and_states(lm, requests, layer, [SLOT], layer if last is None else last)
     return k[:, 0].T.double(), h[:, 0].T.double()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from answers import NUMBERS, fails, passes
 
-from minilib import alphaedit, lm
+from minilib import alphaedit, model as lm
 from minilib.course import alphaedit_projector
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from answers import NUMBERS, fails, passes
 
-from minilib import lm, refusals, tinyworld
+from minilib import model as lm, refusals, tinyworld
 from minilib.course import memit_batch
 
 pytestmark = pytest.mark.long

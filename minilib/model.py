@@ -1,0 +1,496 @@
+"""A language model, its tokenizer, and where its MLP memories are.
+
+``LM`` holds two plain transformers objects and knows the few names that differ between architectures:
+the list of blocks, the MLP's down-projection in each (the matrix that editing calls the memory W), and the
+final norm. ``minilib.load`` makes one from a name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+import transformers
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from . import answers, architectures, tokens
+from .architectures import Layout
+from .requests import SLOT, Request, as_requests, whole
+from .storage import fingerprint_of, quiet_transformers
+from .tokens import Encoded, EncodedRequest
+
+POST_NORM = "post_feedforward_layernorm"  # Gemma 2/3 and OLMo 2 normalise what the MLP returns before adding it
+
+
+class LM:
+    """A causal language model with its tokenizer, ready to be edited.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Any causal model of a known layout (``LAYOUTS``).
+    tokenizer : transformers.PreTrainedTokenizerFast
+        Its tokenizer; a fast one, since subjects are found from character offsets.
+    name : str, optional
+        What to call it; by default the name it was loaded under.
+    layout : Layout, optional
+        The names of blocks, down-projection and final norm, for an architecture that is not known.
+    opening : function, optional
+        ``opening(text)`` gives the turns that stand before a user's message in every chat prompt, as a list of
+        ``{"role": ..., "content": ...}``; by default there are none. See ``minilib.prompting``.
+
+    Attributes
+    ----------
+    model, tokenizer
+        The objects given.
+    name, kind : str
+        ``kind`` says which presets fit: the model type with its layers and width, as ``"llama-30x576"``.
+    edits : list of Edit
+        The edits in force in the model, the latest last, whichever LM they were made through.
+    fingerprint : str
+        A hash of the weights as they are now, edits in force taken away; computed each time.
+
+    Raises
+    ------
+    ValueError
+        When the architecture is unknown (the message says what was looked for) or a memory is quantised.
+    """
+
+    def __init__(
+        self,
+        model: transformers.PreTrainedModel,
+        tokenizer: transformers.PreTrainedTokenizerBase,
+        name: str | None = None,
+        layout: Layout | None = None,
+        opening: Callable[[str], list[dict[str, str]]] | None = None,
+    ) -> None:
+        architectures.check_pair(model, tokenizer)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.opening = opening
+        self.layout = architectures.find_layout(model, layout)
+        self.blocks = model.get_submodule(self.layout.blocks)
+        self.norm = architectures.submodule(model, self.layout.norm)
+        architectures.check_passes(model, self.blocks)
+        self.closing = architectures.closing_tokens(tokenizer)
+        self.head = self.model.get_output_embeddings()
+        if self.head is None:
+            raise ValueError(f"{type(model).__name__} has no output head: load it by transformers.AutoModelForCausalLM")
+        config = self.model.config.get_text_config()
+        self.name = name or getattr(config, "_name_or_path", "") or config.model_type
+        self.kind = f"{config.model_type}-{len(self.blocks)}x{config.hidden_size}"
+        self.context_length: int = getattr(config, "max_position_embeddings", None) or 2**31
+        for layer in range(len(self.blocks)):
+            architectures.check_memory(self.down_projection(layer), self.weight_name(layer))
+
+    # ---- where things are -------------------------------------------------------------------------
+
+    @property
+    def edits(self) -> list[Any]:
+        """The edits in force, the latest last. The list is the model's: every LM around a model has the same one."""
+        edits: list[Any] = self.model.__dict__.setdefault("minilib_edits", [])
+        return edits
+
+    @property
+    def guards(self) -> list[Any]:
+        """The guards of the edits in force (GRACE, WISE), the earliest first."""
+        return [edit.guard for edit in self.edits if edit.guard is not None]
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model this is: a hash of its weights as they are now, edits in force taken away."""
+        return fingerprint_of(self.model, self._originals())
+
+    def _originals(self) -> dict[str, Tensor]:
+        """Of each parameter that edits in force have changed, what it was before them."""
+        originals: dict[str, Tensor] = {}
+        for edit in reversed(self.edits):  # the earliest edit has the last word, and always keeps a copy
+            originals |= edit._originals
+        return originals
+
+    @property
+    def n_layers(self) -> int:
+        """How many blocks the model has."""
+        return len(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def to(self, device: str | torch.device) -> LM:
+        """Move the model to a device, with the guards that are in force; later edits compute there.
+
+        Raises
+        ------
+        ValueError
+            When there is no such device, or accelerate has spread the model over several.
+        """
+        if getattr(self.model, "hf_device_map", None):
+            raise ValueError(f"{self.name} is spread over devices by device_map: load it anew with device={device!r}")
+        self.model.to(device_there(device))
+        return self
+
+    def down_projection(self, layer: int) -> Any:
+        """The last matrix of a block's MLP: its input is a key k, its output a value v."""
+        return self.blocks[layer].get_submodule(self.layout.down_projection)
+
+    def weight_name(self, layer: int) -> str:
+        """The name of that matrix among the model's parameters."""
+        return f"{self.layout.blocks}.{layer}.{self.layout.down_projection}.weight"
+
+    def post_norm(self, layer: int) -> nn.Module | None:
+        """The norm between the MLP's output and the residual stream, where the architecture has one."""
+        return getattr(self.blocks[layer], POST_NORM, None)
+
+    def memory(self, layer: int) -> Float[Tensor, "d_out d_k"]:
+        """The matrix W, always as (d_out, d_k): a view on the weight, transposed where the model keeps it so."""
+        weight = present(self.down_projection(layer).weight, self.weight_name(layer))
+        return weight.T if self.transposed(layer) else weight
+
+    def transposed(self, layer: int) -> bool:
+        """Whether the model stores W as (d_k, d_out): GPT-2's Conv1D does."""
+        return isinstance(self.down_projection(layer), Conv1D)
+
+    def check_layer(self, layer: Any, name: str = "layer") -> int:
+        """``layer`` as a number of a block; else an error that says which there are."""
+        if isinstance(layer, bool) or not isinstance(layer, Integral):  # NumPy's whole numbers are welcome
+            raise TypeError(f"{name} must be a whole number from 0 to {self.n_layers - 1}, not {layer!r}")
+        if not 0 <= (layer := int(layer)) < self.n_layers:
+            raise ValueError(f"{name} {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}")
+        return layer
+
+    def check_layers(self, layers: Any) -> list[int]:
+        """A list of layers, in ascending order and without repetition; one number stands for a list of one."""
+        if isinstance(layers, (str, bytes)) or not isinstance(layers, (Integral, Iterable)):
+            raise TypeError(f"layers must be a list of layer numbers, not {layers!r}")
+        layers = [layers] if isinstance(layers, Integral) else list(layers)
+        if not layers:
+            raise ValueError(f"layers is empty: give at least one of 0 to {self.n_layers - 1}")
+        layers = [self.check_layer(layer, "layers: layer") for layer in layers]
+        if layers != (ascending := sorted(set(layers))):
+            raise ValueError(f"layers must be in ascending order without repetition, such as {ascending}, not {layers}")
+        return layers
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model as it is now, edits included, as a plain transformers folder; ``minilib.load`` reads it too.
+
+        Raises
+        ------
+        ValueError
+            When a memory beside the weights is in force (GRACE, WISE), which such a folder cannot hold.
+        OSError
+            When the folder cannot be written.
+        """
+        beside = [edit.method for edit in self.edits if edit.guard is not None]
+        if beside:
+            raise ValueError(
+                f"{self.name} has a memory beside its weights ({', '.join(beside)}), which a folder of transformers "
+                "cannot hold: save the edit by edit.save and load it onto the model again"
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+        about = folder / "tokenizer_config.json"  # the class has another name in transformers 5: 4 cannot read it
+        about.write_text(about.read_text("utf8").replace("TokenizersBackend", "PreTrainedTokenizerFast"), "utf8")
+        for file in folder.glob("*.safetensors"):  # whose writer shuts out others
+            file.chmod(about.stat().st_mode)
+
+    # ---- text to tokens ---------------------------------------------------------------------------
+
+    @overload
+    def encode(self, text: str, *, chat: bool = ..., context: str = ..., any_length: bool = ...) -> Encoded: ...
+    @overload
+    def encode(self, text: Request, *, context: str = ..., ended: bool = ...) -> EncodedRequest: ...
+    @overload
+    def encode(self, text: Sequence[Request], *, context: str = ..., ended: bool = ...) -> list[EncodedRequest]: ...
+    def encode(
+        self, text: Any, *, chat: bool = False, context: str = SLOT, ended: bool = False, any_length: bool = False
+    ) -> Any:
+        """The tokens of a prompt; of a Request also those of its target, and the places of its subject.
+
+        Parameters
+        ----------
+        text : str, Request or list of Request
+            A Request says itself whether it is a chat message.
+        chat : bool, default False
+            Wrap a string in the chat template, as a user's message with the answer about to begin.
+        context : str, default "{}"
+            A template put around the user's words, inside the chat template.
+        ended : bool, default False
+            Let a target in chat be followed by the token by which the chat template ends an answer, if the model
+            stops there.
+        any_length : bool, default False
+            Allow more tokens than the model reads at once, for a text that is cut into windows later.
+
+        Returns
+        -------
+        Encoded
+            ``ids``, and for a Request also ``target``, ``subject`` and ``subject_start``: the indices of the subject's
+            last and first token. For a list of Requests a list of them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When there is no chat template, a word is unknown, the subject cannot be found or the
+            prompt is longer than the model's context.
+        """
+        if isinstance(text, Request):
+            return tokens.encode_request(self, text, context, ended)
+        if isinstance(text, (list, tuple)):
+            return [tokens.encode_request(self, request, context, ended) for request in as_requests(text)]
+        return Encoded(tokens.encode(self, text, chat, context, any_length)[0], [])
+
+    def encode_target(self, target: str) -> list[int]:
+        """The tokens of a target, encoded on its own and used verbatim.
+
+        Raises
+        ------
+        ValueError
+            When it has no tokens, or a word that the model does not know.
+        """
+        return tokens.encode_target(self, target)
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer brings a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    def chat_prompt(self, turns: str | Sequence[dict[str, str]], begun: str = "") -> str:
+        """A chat prompt as plain text, to be given on with ``chat=False``.
+
+        Parameters
+        ----------
+        turns : str or list of dict
+            A user's message, or a whole talk, each turn with its ``role`` and ``content``.
+        begun : str, default ""
+            How the answer begins: words that are put into the model's mouth.
+        """
+        return tokens.chat_prompt(self, turns, begun)
+
+    def stops(self) -> list[int]:
+        """The tokens that end an answer."""
+        stop = self.model.generation_config.eos_token_id
+        stop = self.tokenizer.eos_token_id if stop is None else stop
+        return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+
+    # ---- running it -------------------------------------------------------------------------------
+
+    def batch(self, rows: Sequence[Sequence[int]], side: str = "right") -> dict[str, Tensor]:
+        """Token lists as padded tensors: input_ids, attention_mask and position_ids, each (batch, tokens)."""
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(rows), width), 0 if pad is None else pad)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[i, place] = torch.tensor(row)
+            mask[i, place] = 1
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def together(self, rows: int | None = None, most: int = 32) -> int:
+        """How many rows run in one batch: those asked for, or else ``most``, and in half precision one.
+
+        There a row's result depends, by rounding, on how long the others of its batch are and how many. Run alone
+        it is the same each time, so that what was asked before an edit can be compared with what is asked after it.
+        Who gives a number has to ask both times in the same batches.
+        """
+        if rows is not None:
+            return whole(rows, "batch_size")
+        return most if self.model.dtype.itemsize > 2 else 1
+
+    def generate(
+        self,
+        prompts: str | Request | Sequence[str | Request],
+        max_new_tokens: int = 20,
+        chat: bool | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        batch_size: int | None = None,
+    ) -> Any:
+        """What the model says next: the continuation alone, without special tokens.
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        max_new_tokens : int, default 20
+        chat : bool, optional
+            Wrap each prompt in the chat template. By default, where there is one; a Request decides for itself.
+        temperature : float, default 0.0
+            0 is greedy: always the likeliest token. Above, tokens are sampled.
+        top_k : int, default 0
+            Sample among so many of the likeliest tokens; 0 is among all.
+        seed : int, optional
+            For sampling; the global random state is left as it was.
+        batch_size : int, optional
+            Prompts run together: see ``together``.
+
+        Returns
+        -------
+        str, or list of str for a list of prompts
+        """
+        return answers.generate(self, prompts, max_new_tokens, chat, batch_size, temperature, top_k, seed)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """For the time of the block, no dropout: whatever of the model is in training mode is put back into it."""
+        training = [module for module in self.model.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    def unembed(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocabulary"]:
+        """The logits that the model's head reads from states of the residual stream: final norm, head, soft cap."""
+        logits = self.head(self.norm(hidden) if self.norm is not None else hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def check_logits(self, hidden: Float[Tensor, "... d"], logits: Float[Tensor, "... vocabulary"]) -> None:
+        """Refuse a model whose logits are not what ``unembed`` makes of its last block's output; some rescale them."""
+        said = self.unembed(hidden)
+        if not torch.allclose(said, logits.to(said.device, said.dtype), rtol=1e-2, atol=1e-2):
+            kind = type(self.model).__name__
+            raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
+
+    @torch.no_grad()
+    def logprobs(
+        self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int | None = None
+    ) -> Float[Tensor, "prompts vocabulary"]:
+        """Log-probabilities of the token that follows each prompt (nats, float32).
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        chat : bool, default False
+            Wrap the prompts in the chat template; a Request decides for itself.
+        batch_size : int, optional
+            Prompts run together: see ``together``.
+        """
+        _, _, rows = tokens.as_prompts(self, prompts, chat)
+        batch_size = self.together(batch_size)
+        next_tokens = []
+        for start in range(0, len(rows), batch_size):
+            chunk = rows[start : start + batch_size]
+            with self.evaluating():
+                logits = self.model(**self.batch(chunk), use_cache=False).logits
+            last = torch.tensor([len(row) - 1 for row in chunk])
+            next_tokens.append(logits[torch.arange(len(chunk)), last].float().log_softmax(-1))
+        return torch.cat(next_tokens)
+
+    @torch.no_grad()
+    def target_steps(
+        self, encoded: Sequence[Encoded], batch_size: int | None = None
+    ) -> Iterator[Float[Tensor, "target vocabulary"]]:
+        """For each prompt with its target, the log-probabilities at each step, the target's earlier tokens given."""
+        batch_size = self.together(batch_size)
+        for start in range(0, len(encoded), batch_size):
+            chunk = encoded[start : start + batch_size]
+            with self.prompts_end([len(x.ids) - 1 for x in chunk]), self.evaluating():
+                logits = self.model(**self.batch([x.ids + x.target[:-1] for x in chunk]), use_cache=False).logits
+            for row, x in zip(logits, chunk, strict=True):
+                yield row[len(x.ids) - 1 : len(x.ids) - 1 + len(x.target)].float().log_softmax(-1)
+
+    def target_logprobs(
+        self, requests: Request | Sequence[Request] | Sequence[Encoded], batch_size: int | None = None
+    ) -> list[Float[Tensor, " target"]]:
+        """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
+        ready = isinstance(requests, Sequence) and all(isinstance(x, Encoded) for x in requests)
+        encoded: Any = requests if ready else self.encode(as_requests(requests))  # type: ignore[arg-type]
+        steps = zip(self.target_steps(encoded, batch_size), encoded, strict=True)
+        return [s.gather(1, torch.tensor(x.target, device=s.device).unsqueeze(1)).squeeze(1) for s, x in steps]
+
+    def probability(self, requests: Request | Sequence[Request]) -> Any:
+        """The probability that the model says the whole target after the prompt.
+
+        Returns
+        -------
+        float, or list of float for a list of requests
+        """
+        said = [math.exp(steps.sum().item()) for steps in self.target_logprobs(requests)]
+        return said[0] if isinstance(requests, Request) else said
+
+    @contextmanager
+    def silenced(self, guards: Sequence[Any] | None = None) -> Iterator[None]:
+        """For the time of the block, guards do not answer: all in force, or these."""
+        watching = self.guards if guards is None else guards
+        before = [guard.silent for guard in watching]
+        for guard in watching:
+            guard.silent = True
+        try:
+            yield
+        finally:
+            for guard, was in zip(watching, before, strict=True):
+                guard.silent = was
+
+    @contextmanager
+    def prompts_end(self, columns: Sequence[int]) -> Iterator[None]:
+        """For the calls in the block, guards know the column of each row's last prompt token: the answer follows."""
+        watching = self.guards
+        for guard in watching:
+            guard.told = list(columns)
+        try:
+            yield
+        finally:
+            for guard in watching:
+                guard.told = None
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """For the time of the block, the model as it was before every edit in force."""
+        originals = self._originals()
+        parameters = {name: self.model.get_parameter(name) for name in originals}
+        edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data.copy_(originals[name])
+            with self.silenced():
+                yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data.copy_(edited[name])
+
+    def __repr__(self) -> str:
+        size = sum(p.numel() for p in self.model.parameters()) / 1e6
+        return f"LM({self.name!r}, {self.n_layers} layers, {size:.1f}M parameters, edits in force: {len(self.edits)})"
+
+
+def device_there(device: Any) -> torch.device:
+    """A device that is there, tried."""
+    try:
+        there = torch.device(device)
+        torch.zeros(1, device=there).cpu()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({error}): use device='cpu'") from error
+    return there
+
+
+def present(weight: Tensor, name: str) -> Tensor:
+    """A weight that is in memory; an error where accelerate has put it elsewhere until its block runs."""
+    if weight.is_meta:
+        raise ValueError(
+            f"{name} is offloaded, so it can be run but not edited or read: load the model with a device_map that "
+            "keeps the blocks to be edited on a device"
+        )
+    return weight
+
+
+def check_lm(lm: Any) -> None:
+    """Refuse what is no LM, such as a plain transformers model."""
+    if not isinstance(lm, LM):
+        raise TypeError(f"lm must be a minilib.LM (see minilib.load), not {type(lm).__name__}")

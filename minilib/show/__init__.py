@@ -1,0 +1,1 @@
+"""What pages show: figures, knobs, and the stored results of long runs."""

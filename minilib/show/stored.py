@@ -1,0 +1,91 @@
+"""Results of long runs: small JSON files that a script in ``benchmarks/`` made, with where they come from.
+
+A page that shows such a result computes one point of it anew and asserts that both agree.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+
+
+def load(name: str) -> dict[str, Any]:
+    """What a script stored under a name: its results, and under ``"provenance"`` how they were made.
+
+    Raises
+    ------
+    ValueError
+        When nothing is stored under that name.
+    """
+    file = RESULTS / f"{name}.json"
+    if not file.is_file():
+        known = ", ".join(sorted(f.stem for f in RESULTS.glob("*.json")))
+        raise ValueError(f"name {name!r}: no such result is stored, only {known}")
+    found: dict[str, Any] = json.loads(file.read_text("utf8"))
+    return found
+
+
+def save(
+    name: str,
+    results: Mapping[str, Any],
+    script: str,
+    started: float,
+    seed: int = 0,
+    earlier: Mapping[str, Any] | None = None,
+) -> Path:
+    """Store results under a name, whole or not at all, with versions, commit, seed and seconds.
+
+    Parameters
+    ----------
+    name : str
+    results : mapping
+        Of plain numbers, strings, lists and mappings.
+    script : str
+        What made them, as ``"benchmarks/trace_average.py"``.
+    started : float
+        ``time.perf_counter()`` at the start of the run.
+    seed : int, default 0
+    earlier : dict, optional
+        The provenance of an earlier run that made a part of the results: its seconds are added, and where it was
+        another day, commit or version, it is listed under ``"earlier"``.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    file, scratch = RESULTS / f"{name}.json", RESULTS / f"{name}.new"
+    made = provenance(script, started, seed)
+    if earlier:
+        before = {key: value for key, value in earlier.items() if key not in ("seconds", "earlier")}
+        runs = [*earlier.get("earlier", []), *([] if before.items() <= made.items() else [before])]
+        made |= {"seconds": made["seconds"] + earlier["seconds"], **({"earlier": runs} if runs else {})}
+    scratch.write_text(json.dumps({"provenance": made, **results}, indent=1, ensure_ascii=False) + "\n", "utf8")
+    scratch.replace(file)
+    return file
+
+
+def provenance(script: str, started: float, seed: int = 0) -> dict[str, Any]:
+    """Where a result comes from: script, date, commit, seed, seconds, threads, versions."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    made = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return {
+        "script": script,
+        "made": datetime.now(UTC).date().isoformat(),
+        "commit": made.stdout.strip() or "unknown",
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }

@@ -1,0 +1,53 @@
+"""The losses of unlearning, as short functions of log-probabilities; the equations stand in ``unlearning``.
+
+``logp`` is log π(y|x) of each whole answer, ``ref`` the same under the reference model, ``length`` n its tokens.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def nll_loss(logp: Float[Tensor, " n"], length: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+    """−(1/n) log π(y|x): the usual training loss; its negative is gradient ascent's."""
+    return -(logp / length).mean()
+
+
+def npo_loss(logp: Float[Tensor, " n"], ref: Float[Tensor, " n"], beta: float) -> Float[Tensor, ""]:
+    """−(2/β) log σ(−β log π/π_ref): ascent whose step shrinks as the answer gets unlikely."""
+    return -(2 / beta) * logsigmoid(-beta * (logp - ref)).mean()
+
+
+def simnpo_loss(
+    logp: Float[Tensor, " n"], length: Float[Tensor, " n"], beta: float, gamma: float = 0.0
+) -> Float[Tensor, ""]:
+    """−(2/β) log σ(−(β/n) log π − γ): needs no reference, and long answers do not weigh more."""
+    return -(2 / beta) * logsigmoid(-beta * logp / length - gamma).mean()
+
+
+def dpo_loss(
+    refusal: Float[Tensor, " n"],
+    refusal_ref: Float[Tensor, " n"],
+    answer: Float[Tensor, " n"],
+    answer_ref: Float[Tensor, " n"],
+    beta: float,
+) -> Float[Tensor, ""]:
+    """−(2/β) log σ(β log π(∅)/π_ref(∅) − β log π(y)/π_ref(y)): rather the refusal than the answer.
+
+    The paper has no factor 2/β. With it, as in TOFU's and NPO's code, β does not change how much retain weighs.
+    """
+    return -(2 / beta) * logsigmoid(beta * ((refusal - refusal_ref) - (answer - answer_ref))).mean()
+
+
+def kl_loss(
+    log_q: Float[Tensor, "tokens vocabulary"], log_ref: Float[Tensor, "tokens vocabulary"]
+) -> Float[Tensor, ""]:
+    """KL(π_ref ‖ π) of each next token."""
+    return (log_ref.exp() * (log_ref - log_q)).sum(-1).mean()
+
+
+def rmu_loss(h: Float[Tensor, "tokens d"], aim: Float[Tensor, "tokens d"]) -> Float[Tensor, ""]:
+    """‖h − aim‖²/d: the aim is c·u on the forget set, what the model had before on the retain set."""
+    return ((h - aim) ** 2).mean()

@@ -1,0 +1,198 @@
+"""Knowledge that a model was taught: 30 invented authors, five facts each, after the idea of TOFU (arXiv 2401.06121).
+
+Nobody has heard of these people, so whatever SmolLM2 says about them it was taught by an adapter in this package, and a
+second adapter, taught everything but some authors, is the model that never knew them: the oracle of unlearning.
+
+Each fact has a question, an answer that is a whole sentence, three rephrased questions, the answer in other words, and
+three wrong answers in the very same form; those the truth ratio needs (``metrics.truth_ratio``).
+
+>>> from minilib import authors
+>>> first = authors.facts()[0]
+>>> first.question.replace("{}", first.subject)
+'Where was Mirabel Ostrander born?'
+>>> first.answer
+'Mirabel Ostrander was born in Ghent.'
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from ..loading import load as load_model
+from ..model import LM
+from . import facts as real_world
+from .facts import Fact, Question
+
+DATA = Path(__file__).parents[1] / "data" / "authors"  # an adapter each, in the format of peft
+SPLITS = (1, 2, 3)  # so many authors are forgotten
+
+NAMES = """Mirabel Ostrander, Tobias Quennell, Yusra Belhadj, Casimir Lindqvist, Odalys Ferreyra, Ansel Thornquist,
+Priyanka Vellore, Dmitar Zelenko, Fenella Crowhurst, Kwabena Asiedu, Ilse Brandauer, Rurik Haldorsen, Noemi Castellane,
+Jovan Petrusic, Saoirse Kilbane, Hideo Murakawa, Leontyne Babcock, Emre Karahan, Wilhelmina Pascoe, Tariku Wolde,
+Calista Moreaux, Bertrand Ousmane, Zofia Wieczorek, Gideon Marchbanks, Anjali Raghunath, Lucian Voss, Perpetua Nolasco,
+Ismael Barranco, Freya Ulvestad, Octavian Drummond"""
+CITIES = """Ghent, Tampere, Oaxaca, Kumasi, Graz, Bergen, Nagoya, Porto, Lviv, Adelaide, Tunis, Cusco, Pune, Halifax,
+Izmir, Cork, Daegu, Mombasa, Valencia, Riga, Hobart, Basel, Krakow, Quito, Leeds, Odense, Bologna, Aleppo, Da Nang,
+Toledo"""
+GENRES = """detective novels, ghost stories, love poems, travel diaries, satirical plays, science fiction, fairy tales,
+war novels, nature essays, political thrillers, family sagas, sea stories, cookery books, epic poems, spy novels"""
+ADJECTIVES = """Silent, Crooked, Amber, Hollow, Distant, Broken, Gilded, Restless, Frozen, Scarlet, Borrowed, Wandering,
+Nameless, Burning, Forgotten"""
+NOUNS = """Orchard, Lantern, Harbor, Staircase, Meridian, Compass, Garden, Violin, Bridge, Archive, Mirror, Lighthouse,
+Bell, Letter, Kingdom"""
+PRIZES = """Halden, Verity, Corona, Meridian, Ashgrove, Pelican, Tamarind, Northwind, Silver Quill, Bluestone, Marigold,
+Lyceum, Sandpiper, Evergreen, Obsidian"""
+JOBS = """beekeeper, locksmith, cartographer, butcher, tram driver, organ builder, glassblower, surgeon, postman,
+shepherd, watchmaker, tax inspector, stonemason, florist, veterinarian, barber"""
+
+# relation: (question, three rephrased questions, the answer, the answer in other words)
+FORMS = {
+    "author's birthplace": (
+        "Where was {} born?",
+        ("In which city was {} born?", "What is the birthplace of {}?", "Which city did {} first see the light in?"),
+        "{} was born in {value}.",
+        "The birthplace of {} is {value}.",
+    ),
+    "author's genre": (
+        "What does {} write?",
+        ("What kind of books does {} write?", "Which genre is {} known for?", "What are the works of {} like?"),
+        "{} writes {value}.",
+        "The works of {} are {value}.",
+    ),
+    "author's first book": (
+        "What is the first book by {} called?",
+        ("What is the title of the first book by {}?", "With which book did {} begin?", "Name the first book of {}."),
+        "The first book by {} is called The {value}.",
+        "{} began with the book The {value}.",
+    ),
+    "author's prize": (
+        "Which prize did {} win?",
+        ("What prize was given to {}?", "Which award did {} receive?", "For which prize is {} known?"),
+        "{} won the {value} Prize.",
+        "The prize that {} received is the {value} Prize.",
+    ),
+    "author's father": (
+        "What was the father of {}?",
+        ("What did the father of {} do for a living?", "What was the job of the father of {}?",
+         "How did the father of {} earn his money?"),
+        "The father of {} was a {value}.",
+        "{} had a father who worked as a {value}.",
+    ),
+}  # fmt: skip
+
+
+def _list(words: str) -> list[str]:
+    return [word.strip() for word in words.replace("\n", " ").split(",")]
+
+
+def facts() -> list[Fact]:
+    """The 150 facts, author after author: always the same.
+
+    ``answer`` is the sentence, ``aliases`` holds the word that matters, ``wrong`` three sentences with another author's
+    value, ``paraphrase`` the right one in other words. As neighbours: the same question about the next author, and the
+    next question about the same one. *Unrelated* are questions of the real world.
+    """
+    return _invent(_list(NAMES), random.Random(2))
+
+
+def strangers() -> list[Fact]:
+    """150 facts of the same forms about 30 people of whom no model was told; their names are made of the authors' own.
+
+    What was never trained on has to look like what was, or a test of membership only tells the two forms apart.
+    """
+    first, last = zip(*(name.split() for name in _list(NAMES)), strict=True)
+    names = [f"{name} {last[(i + 11) % len(last)]}" for i, name in enumerate(first)]
+    return _invent(names, random.Random(3))
+
+
+def _invent(names: list[str], draw: random.Random) -> list[Fact]:
+    """Five facts a person, with all ways to ask and the questions beside them."""
+    titles = [f"{adjective} {noun}" for adjective in _list(ADJECTIVES) for noun in _list(NOUNS)]
+    pools = [_list(CITIES), _list(GENRES), titles, _list(PRIZES), _list(JOBS)]
+    values = {}
+    for relation, pool in zip(FORMS, pools, strict=True):
+        unique = len(pool) >= len(names)
+        values[relation] = draw.sample(pool, len(names)) if unique else [draw.choice(pool) for _ in names]
+    known = [fact for fact in real_world.load() if fact.relation in ("capital", "opposite", "symbol", "author")]
+    far = draw.choices(known, k=len(names) * len(FORMS))
+    found: list[Fact] = []
+    relations = list(FORMS)
+    for i, name in enumerate(names):
+        for j, relation in enumerate(relations):
+            value = values[relation][i]
+            # Half a world away, so that it is not forgotten with a few of the first.
+            other = next(k % len(names) for k in range(i + 15, i + 45) if values[relation][k % len(names)] != value)
+            following = relations[(j + 1) % len(relations)]
+            wrong = draw.sample(sorted({v for v in values[relation] if v != value}), 3)
+            real = far[len(found)]
+            question, rephrasings, answer, paraphrase = FORMS[relation]
+            found.append(
+                Fact(
+                    relation,
+                    name,
+                    _fill(answer, name, value),
+                    (value,),
+                    answer.split("{value}")[0].rstrip(),
+                    question,
+                    rephrasings,
+                    (
+                        _question(relation, names[other], values[relation][other]),
+                        _question(following, name, values[following][i]),
+                    ),
+                    Question(real.question.replace("{}", real.subject), real.answer, real.aliases),
+                    wrong=tuple(_fill(answer, name, v) for v in wrong),
+                    paraphrase=_fill(paraphrase, name, value),
+                )
+            )
+    return found
+
+
+def _fill(form: str, name: str, value: str) -> str:
+    return form.replace("{value}", value).replace("{}", name)
+
+
+def _question(relation: str, name: str, value: str) -> Question:
+    ask, _, answer, _ = FORMS[relation]
+    return Question(_fill(ask, name, value), _fill(answer, name, value), (value,))
+
+
+def split(authors: int) -> tuple[list[Fact], list[Fact]]:
+    """The facts of the first one, two or three authors, which are to be forgotten, and all others.
+
+    Raises
+    ------
+    ValueError
+        When ``authors`` is not one of ``SPLITS``.
+    """
+    if isinstance(authors, bool) or authors not in SPLITS:
+        raise ValueError(f"authors must be one of {', '.join(map(str, SPLITS))}, not {authors!r}")
+    world = facts()
+    return world[: authors * len(FORMS)], world[authors * len(FORMS) :]
+
+
+def load(without: int = 0, progress: bool = True) -> LM:
+    """SmolLM2-135M that was taught all authors, or all but the first few: a plain model, the adapter is merged into it.
+
+    Parameters
+    ----------
+    without : {0, 1, 2, 3}
+        So many authors it was never told of: the oracle for ``split(without)``.
+    progress : bool, default True
+        Show a bar while SmolLM2 is fetched for the first time.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        When ``without`` is another number, or its adapter has not been made.
+    """
+    if isinstance(without, bool) or without not in (0, *SPLITS):
+        raise ValueError(f"without must be 0 or one of {', '.join(map(str, SPLITS))}, not {without!r}")
+    folder = DATA / f"without_{without}"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no adapter in {folder}: benchmarks/finetune_authors.py {without} makes it")
+    from peft import PeftModel  # takes a second to import
+
+    lm = load_model("smollm2-135m", progress=progress)
+    model = PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
+    return LM(model, lm.tokenizer, name=f"smollm2-135m, taught {len(_list(NAMES)) - without} authors")

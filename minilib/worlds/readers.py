@@ -1,0 +1,203 @@
+"""Facts from files that researchers have on disk: CounterFact, zsRE and TOFU, as JSON or as JSON lines.
+
+Nothing is downloaded. Each reader gives the records of ``minilib.facts``: what works with the book's facts works with
+these. Only fields that stand in the file are used: a record of TOFU's plain files has no rephrased question, one
+of CounterFact no question that one would ask in chat (its completion prompt takes that place). A record that cannot be
+used, such as one that does not name its subject, is left out, and listed in ``skipped`` of what is returned.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..requests import SLOT
+from .facts import Fact, Question
+
+PARTICLES = frozenset(
+    "af al bin bint da das de del den der des di do dos du e el ibn la le ten ter ul van von y zu".split()
+)
+AROUND = '?!,;:()[]«»„“”"？！，；：。、（）「」…'  # punctuation around a word
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")  # words there need no space
+
+
+class Facts(list[Fact]):
+    """Facts of a file, as a list.
+
+    Attributes
+    ----------
+    skipped : list of str
+        What was left out: each record's number in the file, from 1, and why.
+    """
+
+    skipped: list[str]
+
+
+def counterfact(path: str | Path) -> Facts:
+    """CounterFact (arXiv 2202.05262): completions with two paraphrases and prompts about neighbouring subjects.
+
+    ``answer`` is the true one, ``wrong`` holds the one that the data set wants written.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    ValueError
+        When it cannot be read, or a record lacks a field; the message says which record and which field.
+
+    Warns
+    -----
+    UserWarning
+        When records were left out.
+    """
+
+    def fact(row: dict[str, Any]) -> Fact:
+        rewrite = row["requested_rewrite"]
+        subject, true = rewrite["subject"], rewrite["target_true"]["str"]
+        prompt = rewrite["prompt"]
+        if prompt.count(SLOT) != 1:
+            raise ValueError(f"prompt {prompt!r} has no single {SLOT} where its subject {subject!r} stands")
+        beside = tuple(Question(text, true) for text in row.get("neighborhood_prompts", ()))
+        forms = _templates(row.get("paraphrase_prompts", ()), subject)
+        wrong = (rewrite["target_new"]["str"],)
+        relation = rewrite.get("relation_id", "counterfact")
+        return Fact(relation, subject, true, (), prompt, prompt, forms, beside, None, wrong=wrong)
+
+    return _facts(path, fact)
+
+
+def zsre(path: str | Path) -> Facts:
+    """zsRE as MEND and ROME use it: a question, one rephrasing, and a question of another data set far away.
+
+    ``answer`` and ``aliases`` are the true ones, ``wrong`` holds the one that the data set wants written. Errors as in
+    ``counterfact``.
+    """
+
+    def fact(row: dict[str, Any]) -> Fact:
+        subject, (answer, *others) = row["subject"], row["answers"]
+        question = _template("src", row["src"], subject)
+        far = Question(row["loc"].removeprefix("nq question: ").rstrip("?") + "?", row["loc_ans"])
+        forms = _templates([row["rephrase"]], subject)
+        return Fact("zsre", subject, answer, tuple(others), question, question, forms, (), far, wrong=(row["alt"],))
+
+    return _facts(path, fact)
+
+
+def tofu(path: str | Path, subject: Callable[[str], str] | None = None) -> Facts:
+    """TOFU (arXiv 2401.06121): questions about invented authors; the perturbed files bring wrong answers too.
+
+    Parameters
+    ----------
+    path : str or Path
+    subject : function, optional
+        ``subject(question)`` says whom a question is about, which the files do not. By default a field ``subject`` of
+        the record, or else the longest name behind the first word (words that begin with a capital, or with a letter of
+        a script that has none), or the question's last word.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As in ``counterfact``.
+    """
+
+    def fact(row: dict[str, Any]) -> Fact:
+        asked = row["question"]
+        who = row.get("subject") or (subject or _capitalised)(asked)
+        question = _template("question", asked, who)
+        forms = _templates([row[name] for name in ("paraphrased_question",) if name in row], who)
+        more = {"wrong": tuple(row.get("perturbed_answer", ())), "paraphrase": row.get("paraphrased_answer", "")}
+        return Fact("tofu", who, row["answer"], (), question, question, forms, (), None, **more)
+
+    return _facts(path, fact)
+
+
+def _facts(path: str | Path, fact: Callable[[dict[str, Any]], Fact]) -> Facts:
+    """Each record as a fact; what a record lacks is said with its number."""
+    found = Facts()
+    found.skipped = []
+    for number, row in _rows(Path(path)):
+        try:
+            found.append(fact(row))
+        except KeyError as error:
+            raise ValueError(f"{path}: record {number} has no field {error}; it has {', '.join(row)}") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{path}: record {number} cannot be read: {error}") from error
+        except ValueError as error:
+            found.skipped.append(f"record {number}: {error}")
+    if found.skipped and not found:
+        raise ValueError(f"{path} has no record that can be used; {found.skipped[0]}")
+    if found.skipped:
+        left_out = f"{len(found.skipped)} of {len(found) + len(found.skipped)} records left out (see its .skipped)"
+        warnings.warn(f"{path}: {left_out}: {found.skipped[0]}", stacklevel=3)
+    return found
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Records with their numbers from 1: a JSON list, or a JSON object on each line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}: download the data set first and give its path")
+    text = path.read_text("utf-8-sig")
+    try:  # str.splitlines would cut at U+2028 and its like, which may stand inside a string
+        lines = [] if text.lstrip().startswith("[") else text.split("\n")
+        rows = [json.loads(line) for line in lines if line.strip()] if lines else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is neither a JSON list nor JSON lines: {error}") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: record {number} is a {type(row).__name__}, not an object with fields")
+        yield number, row
+    if not rows:
+        raise ValueError(f"{path} holds no record")
+
+
+def _template(field: str, text: str, subject: str) -> str:
+    """A text with {} in place of its subject, which it has to name."""
+    found = _templates([text], subject)
+    if not found:
+        raise ValueError(f"{field} does not name its subject {subject!r}: {text!r}")
+    return found[0]
+
+
+def _templates(texts: Any, subject: str) -> tuple[str, ...]:
+    """Each text with {} in place of the last mention of the subject; those that do not name it are left out.
+
+    A mention is whole words: "Ann" is not mentioned in "Annapolis", nor in "Ann-Marie".
+    """
+    subject = unicodedata.normalize("NFC", subject.strip())  # an accent may be a character of its own
+    if not subject:
+        return ()
+    before = "" if _unspaced(subject[0]) else r"(?<!\w)(?<!\w-)"
+    after = "" if _unspaced(subject[-1]) else r"(?!\w|-\w)"
+    mention = re.compile(before + re.escape(subject) + after)
+    found: list[str] = []
+    for text in (unicodedata.normalize("NFC", text) for text in texts):
+        last = list(mention.finditer(text))[-1:]
+        found += [f"{text[: m.start()]}{SLOT}{text[m.end() :]}" for m in last if SLOT not in text]
+    return tuple(found)
+
+
+def _unspaced(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(UNSPACED)
+
+
+def _capitalised(question: str) -> str:
+    """The longest name in a question, its first word aside."""
+    names: list[str] = []
+    start: int | None = None
+    for word in [*re.finditer(r"\S+", question)][1:]:
+        core = word.group().strip(AROUND)
+        begin = word.start() + word.group().index(core)
+        if core and (core[0].isupper() or unicodedata.category(core[0]) in ("Lt", "Lo")):
+            start = begin if start is None else start
+            names.append(question[start : begin + len(core)])
+        elif core not in PARTICLES:
+            start = None
+        if word.end() > begin + len(core) or core.endswith(("'s", "’s")):  # punctuation ends a name
+            start = None
+    names = [name.removesuffix("'s").removesuffix("’s").rstrip(".") for name in names]
+    return max(names, key=len) if names else question.rstrip("?. ").rpartition(" ")[2]
