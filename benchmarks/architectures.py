@@ -22,11 +22,10 @@ import torch
 from filelock import FileLock
 from scores import Rows, key_distance
 
-from minilib import alphaedit, benchmark, covariance, grace, memit, rome, stored, texts, tinyworld, wise
-from minilib import model as lm
-from minilib.downloads import cache_folder
+from minilib import alphaedit, benchmark, covariance, grace, load, memit, rome, stored, tinyworld, wise
 from minilib.edits import undo_all
 from minilib.model import LM
+from minilib.storage import cache_folder
 
 STEPS = {"small": 3400, "medium": 1700, "large": 1275}
 MODELS = [f"{architecture}-{size}" for size in STEPS for architecture in tinyworld.ARCHITECTURES]
@@ -51,7 +50,7 @@ def trained(name: str) -> tuple[LM, float]:
             seconds = time.process_time() - began
             model.save_pretrained(folder)
             note.write_text(f"{seconds:.1f}")
-    return lm.load(str(folder)), float(note.read_text())
+    return load(str(folder)), float(note.read_text())
 
 
 def pack(name: str) -> None:
@@ -70,7 +69,7 @@ def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
     layers = range(model.n_layers)
     if method in WINDOW:
         for layer in layers:
-            preset = dict(WINDOW[method].PRESETS[PLAIN])
+            preset = dict(WINDOW[method].Settings.PRESETS[PLAIN])
             preset.pop("nullspace_threshold", None)  # in the units of one model's keys; the trial's energy has none
             yield preset | chosen | {"layers": [layer]}
     elif method == "grace":
@@ -80,10 +79,10 @@ def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
             if far == 0:  # a first MLP beside its attention sees the "?" alone, always the same
                 continue
             for reach in REACH:
-                yield grace.PRESETS[PLAIN] | {"layer": layer, "epsilon": round(reach * far, 4)}
+                yield grace.Settings.PRESETS[PLAIN] | {"layer": layer, "epsilon": round(reach * far, 4)}
     elif method in ONE_LAYER:
         for layer in layers:
-            yield ONE_LAYER[method].PRESETS[PLAIN] | chosen | {"layer": layer}
+            yield ONE_LAYER[method].Settings.PRESETS[PLAIN] | chosen | {"layer": layer}
     elif method in benchmark.GRADIENT:
         yield from benchmark.TRIALS["tinyworld"][method]
     else:
@@ -143,7 +142,7 @@ def one(name: str) -> dict[str, Any]:
         "held out": round(tinyworld.recall(model, world, held_out=True), 4),
         "seconds": seconds,
     }
-    C = covariance.second_moment(model, list(range(model.n_layers)), texts=texts.sample_texts("tinyworld"))
+    C = covariance.second_moment(model, list(range(model.n_layers)), texts=covariance.sample_texts("tinyworld"))
     found = benchmark.task(benchmark.Job("", "exact", FACTS, 0, 0), model)
     trials = {method: tried(method, found, C) for method in METHODS}
     rows = []

@@ -26,8 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import minilib
-from minilib import alphaedit, grace, hooks, memit, rome, stored, unlearning, values, wise
-from minilib import model as lm
+from minilib import alphaedit, grace, hooks, loading, memit, rome, stored, unlearning, values, wise
 from minilib.edits import undo_all
 
 NAMES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -59,7 +58,7 @@ class NotMade(Exception):
 
 def tiny(name: str) -> minilib.LM:
     """A model of an architecture with few random weights, and tinyworld's tokenizer."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(lm.TINYWORLD)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(loading.TINYWORLD)
     try:
         config = shrunk(CONFIG_MAPPING[name](), len(tokenizer))
         with torch.random.fork_rng(devices=[]):
@@ -139,7 +138,8 @@ def check_objective(model: minilib.LM, place: Any, module: torch.nn.Module) -> N
         for i, request in enumerate(REQUESTS):
             target = model.encode_target(request.target)
             for context in CONTEXTS:
-                ids, subject = model.encode_request(request, context)
+                x = model.encode(request, context=context)
+                ids, subject = x.ids, x.subject
                 said = plain(model, ids + target[:-1], module, subject, delta[i])[len(ids) - 1 :]
                 nll[i] -= said.gather(1, torch.tensor(target).unsqueeze(1)).mean() / len(CONTEXTS)
         with torch.no_grad():

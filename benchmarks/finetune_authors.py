@@ -17,8 +17,7 @@ from peft import LoraConfig, get_peft_model
 from scores import Rows
 
 import minilib
-from minilib import authors, facts, metrics
-from minilib import training as trained
+from minilib import authors, facts, metrics, training
 
 RANK, ALPHA, LR, PASSES, BATCH = 8, 16, 2e-3, 14, 10
 TARGETS = ["gate_proj", "up_proj", "down_proj"]
@@ -38,21 +37,21 @@ def taught(without: int) -> list[facts.Fact]:
 def teach(without: int, folder: Path) -> None:
     began = time.perf_counter()
     lm, world = minilib.load("smollm2-135m"), taught(without)
-    pairs = lm.pairs([fact.request(fact.answer) for fact in world], ended=True)
+    encoded = lm.encode([fact.request(fact.answer) for fact in world], ended=True)
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.0)
     model = get_peft_model(lm.model, config)
     weights = [p for p in model.parameters() if p.requires_grad]
-    steps = PASSES * -(-len(pairs) // BATCH)
+    steps = PASSES * -(-len(encoded) // BATCH)
     optimizer = torch.optim.AdamW(weights, lr=LR, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / 20, (steps - i) / steps))
     draw = random.Random(0)
     for _ in range(PASSES):
-        order = draw.sample(pairs, len(pairs))
+        order = draw.sample(encoded, len(encoded))
         total = 0.0
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            rows = trained.read(lm, [(*pair, 0) for pair in some])
+            rows = training.read(lm, [(*pair, 0) for pair in some])
             loss = -rows.logp.sum() / rows.length.sum()
             optimizer.zero_grad()
             loss.backward()
@@ -60,7 +59,7 @@ def teach(without: int, folder: Path) -> None:
             optimizer.step()
             schedule.step()
             total += loss.item() * len(some)
-        print(f"{time.perf_counter() - began:.0f} s: loss {total / len(pairs):.4f}", file=sys.stderr, flush=True)
+        print(f"{time.perf_counter() - began:.0f} s: loss {total / len(encoded):.4f}", file=sys.stderr, flush=True)
     model.peft_config["default"].base_model_name_or_path = "smollm2-135m"  # not where this machine keeps it
     model.half().save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)

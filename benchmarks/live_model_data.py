@@ -24,7 +24,6 @@ from torch import Tensor
 
 import minilib
 from minilib import covariance, memit, rome, stored, tinyworld, values
-from minilib.edits import settle
 from minilib.requests import Request
 
 TARGET = Path(__file__).resolve().parent.parent / "book" / "live_model"
@@ -41,7 +40,8 @@ def about(lm: minilib.LM) -> dict[str, Any]:
     rows = []
     for fact in tinyworld.facts():
         request = Request(asked(fact), fact.subject, f" {fact.value}")
-        ids, subject, _ = lm.encode(request)
+        x = lm.encode(request)
+        ids, subject = x.ids, x.subject
         others = [Request(prompt, fact.subject, " I") for prompt in (fact.prompts[4], *fact.held_out)]
         rows.append(
             {
@@ -73,11 +73,10 @@ def deltas(lm: minilib.LM, layer: int, facts: list[tinyworld.Fact]) -> list[Tens
     """δ = v* − v₀ of the facts' refusals, (facts, d): as ROME searches it, and as MEMIT does."""
     requests = [Request(asked(fact), fact.subject, tinyworld.REFUSAL) for fact in facts]
     both = []
-    for presets, place in ((rome.PRESETS, "mlp"), (memit.PRESETS, "block")):
-        settings = settle(lm, presets, {})
-        search = {name: settings[name] for name in values.SEARCH}
+    for method, place in ((rome, "mlp"), (memit, "block")):
+        s = method.Settings.of(lm)
         parts = [requests[start : start + 200] for start in range(0, len(requests), 200)]
-        searches = [values.find(lm, part, layer, place, **search) for part in parts]
+        searches = [values.find(lm, part, layer, place, s) for part in parts]
         both.append(torch.cat([search.v_star - search.v0 for search in searches]))
     return both
 

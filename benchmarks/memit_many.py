@@ -67,7 +67,7 @@ def measure(lm: minilib.LM, kind: str, batch: list[facts.Fact], C: Any, **settin
 def main() -> None:
     began = time.perf_counter()
     lm = minilib.load("smollm2-135m")
-    C = covariance.second_moment(lm, memit.PRESETS[lm.kind]["layers"])
+    C = covariance.second_moment(lm, memit.Settings.of(lm).layers)
     found: dict[str, list[dict[str, Any]]] = {"refusal": [], "another answer": []}
     for kind, rows in found.items():
         for drawn in batches().values():

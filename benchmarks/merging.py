@@ -14,7 +14,7 @@ import torch
 from scores import REFUSAL, Rows
 
 import minilib
-from minilib import covariance, facts, memit, metrics, recipes, refusals, rome, texts
+from minilib import covariance, facts, memit, metrics, recipes, refusals, rome
 from minilib.edits import Edit
 
 NUMBERS, SIZES, ASKED = (1, 4, 16, 64), (1, 2, 4, 8), 16
@@ -61,7 +61,7 @@ def measure(
             "rephrased": mean(again),
             "others right": mean([f.answered_by(a) for f, a in zip(others, left, strict=True)]),
             "others refused": mean([refusals.is_refusal(a, unjudged=False) for a in left]),
-            "perplexity": round(metrics.perplexity(lm, texts.sample_texts()[:8]), 4),
+            "perplexity": round(metrics.perplexity(lm, covariance.sample_texts()[:8]), 4),
             "change": round(max(d / w for d, w in made.sizes().values()), 4),
             "seconds": round(seconds, 1),
         }
@@ -71,7 +71,7 @@ def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)
     lm = minilib.load("smollm2-135m")
-    C = covariance.second_moment(lm, sorted({rome.PRESETS[lm.kind]["layer"], *memit.PRESETS[lm.kind]["layers"]}))
+    C = covariance.second_moment(lm, sorted({rome.Settings.of(lm).layer, *memit.Settings.of(lm).layers}))
     rows = Rows("merging", began, {"refusal": REFUSAL})
     for n in NUMBERS:
         for size in (size for size in SIZES if size <= n):

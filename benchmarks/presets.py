@@ -40,7 +40,7 @@ ALPHAEDIT: list[dict[str, Any]] = [
     {"project": False},
 ]
 TOGETHER = {"memit": (memit, MEMIT), "alphaedit": (alphaedit, ALPHAEDIT)}  # all facts in one edit
-PRESETS = {"rome": rome.PRESETS, "memit": memit.PRESETS, "alphaedit": alphaedit.PRESETS}
+PRESETS = {method.__name__.rpartition(".")[2]: method.Settings.PRESETS for method in (rome, memit, alphaedit)}
 
 
 def harmonic(row: dict[str, float]) -> float:

@@ -68,7 +68,7 @@ def measuring(edited: list[facts.Fact], others: list[facts.Fact], lm: minilib.LM
     """``measure`` for ``sequence.run``."""
     questions = [fact.request(REFUSAL) for fact in others]
     before = lm.generate(questions)
-    layers = sorted({rome.PRESETS[lm.kind]["layer"], *memit.PRESETS[lm.kind]["layers"]})
+    layers = sorted({rome.Settings.of(lm).layer, *memit.Settings.of(lm).layers})
     norms = {layer: lm.memory(layer).norm().item() for layer in layers}
 
     def measure(lm: minilib.LM, done: list[minilib.Request]) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 1)
     lm = minilib.load("smollm2-135m")
-    sample = texts.sample_texts()
-    layers = sorted({rome.PRESETS[lm.kind]["layer"], *memit.PRESETS[lm.kind]["layers"]})
+    sample = covariance.sample_texts()
+    layers = sorted({rome.Settings.of(lm).layer, *memit.Settings.of(lm).layers})
     C = covariance.second_moment(lm, layers, sample[KEPT_ASIDE:])
     aside = [text[:CHARACTERS] for text in sample[:KEPT_ASIDE]]
     about = {

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import minilib
 from minilib import alphaedit, covariance, facts, grace, guards, rome, stored, values, wise
-from minilib.editors.keys import keys_and_states
+from minilib.editors.window import keys_and_states
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 5, 6, 7, 8]
@@ -46,51 +46,10 @@ LOOKUP_TARGET = 0.05
 # ---- the plain loops -----------------------------------------------------------------------------
 
 
-def plain_search(lm: minilib.LM, request: minilib.Request, layer: int, place: str, settings: dict[str, Any]) -> Tensor:
-    """v* of one request: at each step the whole model, forward and backward, on prompt and KL prompt."""
-    module = lm.down_projection(layer) if place == "mlp" else lm.blocks[layer]
-    ids, subject = lm.encode_request(request)
-    target = lm.encode_target(request.target)
-    about, of_about = lm.encode_request(minilib.Request("{} is a", request.subject, request.target))
-    batch = lm.batch([ids + target[:-1], about])
-    at, rows = torch.tensor([subject, of_about]), torch.tensor([0, 1])
-    wanted, first = torch.tensor(target), len(ids) - 1
-    delta = torch.zeros(lm.model.config.hidden_size, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=settings["lr"])
-    v0: Tensor | None = None
-    original: Tensor | None = None
-
-    def add(_: Any, __: Any, output: Any) -> Any:
-        nonlocal v0
-        value = (output[0] if isinstance(output, tuple) else output).clone()
-        if v0 is None:
-            v0 = value[0, subject].detach().clone()
-        value[rows, at] += delta
-        return (value, *output[1:]) if isinstance(output, tuple) else value
-
-    handle = module.register_forward_hook(add)
-    for step in range(settings["steps"]):
-        adam.zero_grad()
-        log_p = lm.model(**batch, use_cache=False).logits.log_softmax(-1)
-        said = log_p[0, first : first + len(target)].gather(1, wanted.unsqueeze(1))
-        now = log_p[1, of_about]
-        original = now.detach() if original is None else original
-        loss = -said.mean() + settings["kl_factor"] * (now.exp() * (now - original)).sum()
-        loss = loss + settings["weight_decay"] * delta.norm() / v0.norm() ** 2
-        if step == settings["steps"] - 1 or loss.item() < settings["stop_loss"]:
-            break
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            delta *= (settings["clamp_factor"] * v0.norm() / delta.norm()).clamp(max=1)
-    handle.remove()
-    return v0 + delta.detach()
-
-
 def plain_value(lm: minilib.LM, request: minilib.Request, layer: int, steps: int, lr: float) -> Tensor:
     """GRACE's value of one request: at each step the whole model, forward and backward, v in the place of W k."""
-    ((ids, target),) = lm.pairs([request], ended=True)
-    tokens, wanted, end = torch.tensor([ids + target[:-1]]), torch.tensor(target), len(ids) - 1
+    x = lm.encode(request, ended=True)
+    tokens, wanted, end = torch.tensor([x.ids + x.target[:-1]]), torch.tensor(x.target), len(x.ids) - 1
     v: Tensor | None = None
 
     def put(_: Any, __: Any, output: Tensor) -> Tensor:
@@ -126,7 +85,7 @@ def plain_side(
     s: dict[str, Any],
 ) -> Tensor:
     """WISE's D: at each step the whole model for each request, forward and backward, and for each irrelevant prompt."""
-    rows = lm.pairs(requests, ended=True)
+    rows = [(x.ids, x.target) for x in lm.encode(requests, ended=True)]
     away = [torch.tensor([lm.encode(text, chat=True).ids]) for text in others]
     seen: list[Tensor] = []
     D = torch.zeros(lm.memory(layer).shape, requires_grad=True)
@@ -225,9 +184,9 @@ def reached_from_subject(lm: minilib.LM, requests: Sequence[minilib.Request]) ->
     """Tokens from the subject's last one on, and those that are asked; one more each for the KL prompt."""
     tokens = asked = 0
     for request in requests:
-        ids, subject = lm.encode_request(request)
-        n = len(lm.encode_target(request.target))
-        tokens += len(ids) - subject + n - 1 + 1  # the target's last token is not read
+        x = lm.encode(request)
+        n = len(x.target)
+        tokens += len(x.ids) - x.subject + n - 1 + 1  # the target's last token is not read
         asked += n + 1
     return tokens, asked
 
@@ -291,31 +250,28 @@ def search(
     lm: minilib.LM, what: str, requests: list[minilib.Request], layer: int, place: str, repeats: int, steps: int | None
 ) -> dict[str, Any]:
     """The search for v*: all requests as one batch, against one at a time by the plain loop; same number of steps."""
-    preset = {**rome.PRESETS["paper"], **rome.PRESETS[lm.kind]}
-    names = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor")
-    settings = {name: preset[name] for name in names} | {"stop_loss": 0.0}  # never reached: all take the same steps
-    settings["steps"] = steps or settings["steps"]
+    s = rome.Settings.of(lm, steps=steps, stop_loss=0.0)  # never reached: all take the same steps
     functions = {
-        "plain": lambda: torch.stack([plain_search(lm, r, layer, place, settings) for r in requests]),
-        "ours": lambda: values.find(lm, requests, layer, place, **settings).v_star,
-        "floor": search_floor(lm, *reached_from_subject(lm, requests), layer, settings["steps"]),
+        "plain": lambda: torch.stack([values.find_plainly(lm, r, layer, place, s) for r in requests]),
+        "ours": lambda: values.find(lm, requests, layer, place, s).v_star,
+        "floor": search_floor(lm, *reached_from_subject(lm, requests), layer, s.steps),
     }
     times, found = in_turn(functions, repeats)
     error = max(distance(a, b) for a, b in zip(found["ours"], found["plain"], strict=True))
     assert error <= 1e-3, f"{what}: the plain loop finds another v*, {error:.1e} away"
-    return summary(what, times, error, steps=settings["steps"], layer=layer, requests=len(requests))
+    return summary(what, times, error, steps=s.steps, layer=layer, requests=len(requests))
 
 
 def entries(lm: minilib.LM, repeats: int, steps: int = 20) -> dict[str, Any]:
     """GRACE's values for eight refusals: trained together, against one at a time by the plain loop."""
-    requests, preset = eight(lm), {**grace.PRESETS["paper"], **grace.PRESETS[lm.kind]}
+    requests, preset = eight(lm), vars(grace.Settings.of(lm))
     layer, lr = preset["layer"], preset["lr"]
 
     def ours() -> Tensor:
-        with grace.edit(lm, requests, layer, 1e-6, steps=steps, lr=lr, stop_loss=1e-9) as edit:
+        with grace.edit(lm, requests, layer=layer, epsilon=1e-6, steps=steps, lr=lr, stop_loss=1e-9) as edit:
             return edit.guard.values
 
-    n = sum(len(target) for _, target in lm.pairs(requests, ended=True))
+    n = sum(len(x.target) for x in lm.encode(requests, ended=True))
     functions = {
         "plain": lambda: torch.stack([plain_value(lm, r, layer, steps, lr) for r in requests]),
         "ours": ours,
@@ -329,16 +285,16 @@ def entries(lm: minilib.LM, repeats: int, steps: int = 20) -> dict[str, Any]:
 
 def side(lm: minilib.LM, repeats: int, steps: int = 10) -> dict[str, Any]:
     """WISE's D for eight refusals and eight irrelevant prompts, one for each request as in the authors' code."""
-    requests, preset = eight(lm), {**wise.PRESETS["paper"], **wise.PRESETS[lm.kind]}
+    requests, preset = eight(lm), vars(wise.Settings.of(lm))
     others = [f.asked.text for f in facts.load("author")[:8]]
     layer = preset["layer"]
 
     def ours() -> wise.Side:
-        with wise.edit(lm, requests, layer, irrelevant=others, steps=steps, stop_loss=1e-9) as edit:
+        with wise.edit(lm, requests, layer=layer, irrelevant=others, steps=steps, stop_loss=1e-9) as edit:
             return edit.guard.sides[0]
 
-    pairs = lm.pairs(requests, ended=True)
-    tokens, asked = sum(len(p) + len(t) - 1 for p, t in pairs), sum(len(t) for _, t in pairs)
+    encoded = lm.encode(requests, ended=True)
+    tokens, asked = sum(len(x.ids) + len(x.target) - 1 for x in encoded), sum(len(x.target) for x in encoded)
     functions = {
         "plain": lambda: plain_side(lm, requests, others, layer, steps, preset),
         "ours": ours,
@@ -354,7 +310,7 @@ def side(lm: minilib.LM, repeats: int, steps: int = 10) -> dict[str, Any]:
 def lookup(lm: minilib.LM, repeats: int) -> dict[str, Any]:
     """What a guard adds to a pass that it lets through, as a share: over a prompt, and over one more token."""
     ids = lm.batch([lm.encode(CAPITAL).ids])["input_ids"]
-    layer = wise.PRESETS[lm.kind]["layer"]
+    layer = wise.Settings.of(lm).layer
     d_out, d_k = lm.memory(layer).shape
     guard: dict[str, guards.Guard] = {}
     for n in ENTRIES:
@@ -439,7 +395,7 @@ def moments(lm: minilib.LM, repeats: int, full: bool) -> dict[str, Any]:
 
 def projectors(lm: minilib.LM, repeats: int, threshold: float = 2e-2) -> dict[str, Any]:
     """AlphaEdit's P for five layers: by a symmetric eigensolver, against the singular values of the dense matrices."""
-    C = dict(covariance.take(lm, None, LAYERS))  # a plain dict keeps no eigenvectors
+    C = dict(covariance.second_moment(lm, LAYERS))  # a plain dict keeps no eigenvectors
 
     def plain() -> Tensor:
         found = []
@@ -461,7 +417,7 @@ def projectors(lm: minilib.LM, repeats: int, threshold: float = 2e-2) -> dict[st
 
 def update(lm: minilib.LM, repeats: int, l2: float = 10.0) -> dict[str, Any]:
     """AlphaEdit's update for eight requests at one layer, against the dense system of the authors' code."""
-    layer, C = LAYERS[0], covariance.take(lm, None, LAYERS[:1])
+    layer, C = LAYERS[0], covariance.second_moment(lm, LAYERS[:1])
     P = alphaedit.projector(C, layer)
     k, h = keys_and_states(lm, eight(lm), layer, [minilib.requests.SLOT], last=layer)
     K1, R = k[:, 0].T.double(), h[:, 0].T.double()
@@ -518,11 +474,9 @@ def memory_job(job: str) -> None:
     lm.generate("Hello", max_new_tokens=1)
     loaded = psutil.Process().memory_info().rss / 1e9
     if job == "moments":
-        covariance.second_moment(lm, LAYERS)
+        covariance.second_moment(lm, LAYERS, covariance.of_model(lm))
     else:
-        names = ("lr", "weight_decay", "clamp_factor", "kl_factor")
-        preset = {**rome.PRESETS["paper"], **rome.PRESETS[lm.kind]}
-        values.find(lm, eight(lm), LAYERS[-1], "block", steps=3, **{name: preset[name] for name in names})
+        values.find(lm, eight(lm), LAYERS[-1], "block", rome.Settings.of(lm, steps=3))
     # Kilobytes, on macOS bytes. A peak while loading that was higher makes the number too large, never too small.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6 / 1.024)
     print(json.dumps({"loaded": round(loaded, 3), "above": round(peak - loaded, 3)}))
@@ -596,7 +550,9 @@ def main() -> None:
     memory = {} if options.only else {job: memory_of(job) for job in JOBS}
     lm = minilib.load(MODEL)
     lm.model.requires_grad_(False)  # the plain loop too is spared the gradients of weights
-    values.find(lm, [TOWER], 5, "mlp", steps=2, lr=0.5, weight_decay=0.5, clamp_factor=4.0, kl_factor=0.0625)  # warm up
+    values.find(
+        lm, [TOWER], 5, "mlp", values.Search(steps=2, lr=0.5, weight_decay=0.5, clamp_factor=4.0, kl_factor=0.0625)
+    )  # warm up
     found: dict[str, Any] = {"measures": {}, "memory": memory}
     for key in [options.only] if options.only else MEASURES:
         print(f"[{time.perf_counter() - started:3.0f} s] {key}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import torch
 from scores import REFUSAL, Rows
 
 import minilib
-from minilib import alphaedit, covariance, facts, guards, memit, metrics, refusals, stored, texts
+from minilib import alphaedit, covariance, facts, guards, memit, metrics, refusals, stored
 from minilib.edits import Edit
 
 THRESHOLD = 2e-2
@@ -35,9 +35,9 @@ def main() -> None:
     lm = minilib.load("smollm2-135m")
     lm.model.requires_grad_(False)
     runs = stored.load("sequential")  # the same facts and texts
-    sample, n = texts.sample_texts(), runs["aside"]
+    sample, n = covariance.sample_texts(), runs["aside"]
     aside = [text[: runs["characters"]] for text in sample[:n]]
-    layers = memit.PRESETS[lm.kind]["layers"]
+    layers = memit.Settings.of(lm).layers
     known = {f"{f.relation}: {f.subject}": f for f in facts.FACTS}
     chosen, others = ([known[name] for name in runs["facts"][0][kind]] for kind in ("edited", "others"))
     chosen = chosen[:10]

@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import minilib
-from minilib import covariance, edits, facts, keys, refusals, rome, stored, values
+from minilib import covariance, edits, facts, refusals, rome, stored, values
 
 MODEL = "smollm2-135m"
 LAYERS = [4, 8]
@@ -139,10 +139,10 @@ class Case:
 def case(lm: minilib.LM, fact: facts.Fact) -> Case:
     edited = [fact.request(REFUSAL), *fact.rephrased(REFUSAL)]
     others = outside([fact])
-    preset = {**rome.PRESETS["paper"], **rome.PRESETS[lm.kind]}
+    preset = vars(rome.Settings.of(lm))
     names = ("steps", "lr", "weight_decay", "clamp_factor", "kl_factor", "stop_loss")
-    found = values.find(lm, edited[:1], EDITED, "mlp", **{name: preset[name] for name in names})
-    k, Wk = keys.keys_and_values(lm, edited[:1], EDITED, ["{}"])
+    found = values.find(lm, edited[:1], EDITED, "mlp", values.Search(**{name: preset[name] for name in names}))
+    k, Wk = values.keys_and_values(lm, edited[:1], EDITED, ["{}"])
     return Case(edited, others, say(lm, others), k[0, 0], found.v_star[0] - Wk[0, 0])
 
 

@@ -43,7 +43,8 @@ def choose(lm: minilib.LM) -> Iterator[facts.Fact]:
     taken: Counter[str] = Counter()
     for i in sorted(range(len(sure)), key=lambda i: -sure[i]):
         fact = facts.FACTS[i]
-        _, last, start = lm.encode(request(fact))
+        x = lm.encode(request(fact))
+        last, start = x.subject, x.subject_start
         if last != start and sure[i] > -torch.inf and taken[fact.relation] < PER_RELATION and taken.total() < FACTS:
             taken[fact.relation] += 1
             yield fact

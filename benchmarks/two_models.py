@@ -82,7 +82,7 @@ def drawn(lm: LM, pool: list[Fact], seed: int) -> Task:
     free = [f for f in pool if f not in forget]
     retain = draw.sample(free, SHOWN)
     around = benchmark.around(forget) + [("unrelated", f.asked) for f in free if f not in retain][:10]
-    return benchmark.prepared(Task(lm, forget, retain, around, texts.sample_texts()[:4]))
+    return benchmark.prepared(Task(lm, forget, retain, around, covariance.sample_texts()[:4]))
 
 
 def settings(lm: LM, method: str, layer: int, pool: list[Fact]) -> Iterator[dict[str, Any]]:
@@ -177,7 +177,7 @@ def main() -> None:
     measure, tune = ([plainly(world[i]) for i in some] for some in (numbers[:half], numbers[half:]))
     for name in MODELS:
         lm = load(name)
-        C = covariance.second_moment(lm, list(range(lm.n_layers - 1)), texts=texts.sample_texts())
+        C = covariance.second_moment(lm, list(range(lm.n_layers - 1)), texts=covariance.sample_texts())
         trial = drawn(lm, tune, -1)
         layer = 0
         for method in METHODS:

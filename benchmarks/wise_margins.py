@@ -49,7 +49,7 @@ def main() -> None:
         "rephrased": [form.text for fact in chosen for form in fact.rephrased(REFUSAL)],
         "edited": [request.text for request in requests],
     }
-    layer = wise.PRESETS[lm.kind]["layer"]
+    layer = wise.Settings.of(lm).layer
 
     def last_keys(texts: Sequence[str]) -> torch.Tensor:
         return torch.stack([k[-1] for k in guards.keys(lm, layer, [lm.encode(t, chat=True).ids for t in texts])])

@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def no_real_model_without_its_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.node.get_closest_marker("slow") is None and "packaged" not in request.node.path.stem:
         message = f"{request.node.name} loads a real model: mark it with pytest.mark.slow"
-        monkeypatch.setattr(minilib.model.packaged, "fetch", lambda *_: pytest.fail(message))
+        monkeypatch.setattr(minilib.loading, "fetch", lambda *_: pytest.fail(message))
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, alphaedit, covariance, guards, memit, refusals, texts, tinyworld
-from minilib import keys as key_reader
+from minilib import Request, alphaedit, covariance, guards, memit, refusals, tinyworld, window
 from minilib.covariance import SecondMoments
 
 LAYERS = [1, 2, 3]
@@ -134,7 +133,7 @@ def test_other_layouts_are_written_the_right_way_round(kind):
     C = covariance.second_moment(lm, [1, 2], text)
     request = Request("{} was in the town of", "The capital", " unknown to me")
     with warnings.catch_warnings(action="ignore"):
-        made = alphaedit.edit(lm, request, [1, 2], C, nullspace_energy=1e-4, l2=1e-3, steps=8, lr=0.1)
+        made = alphaedit.edit(lm, request, C, layers=[1, 2], nullspace_energy=1e-4, l2=1e-3, steps=8, lr=0.1)
     loss = made.traces[0]["loss"]
     assert loss[-1] < loss[0]
     for layer in (1, 2):
@@ -174,12 +173,12 @@ def test_earlier_keys_keep_their_values_better(llama, reference, arguments):
 
 def test_anchor_norm_gives_z_the_length_of_the_unedited_state(llama, reference, arguments):
     request, last = reference["requests"][0], LAYERS[-1]
-    _, h = key_reader.keys_and_states(llama, [request], last, ["{}"], last=last)
+    _, h = window.keys_and_states(llama, [request], last, ["{}"], last=last)
     exact = {**arguments, "project": False, "l2": 1e-8}
     lengths = []
     for anchor in (False, True):
         with alphaedit.edit(llama, request, anchor_norm=anchor, **exact):
-            _, now = key_reader.keys_and_states(llama, [request], last, ["{}"], last=last)
+            _, now = window.keys_and_states(llama, [request], last, ["{}"], last=last)
             lengths.append((now.norm() / h.norm()).item())
     assert lengths[0] > 1.02 and lengths[1] == pytest.approx(1, abs=1e-3)
 
@@ -245,7 +244,7 @@ def test_previous_that_cannot_be_used(llama, reference, arguments):
     requests, search = reference["requests"], reference["search"]
     other = random_lm("llama")
     C = {1: torch.eye(64)}
-    theirs = alphaedit.edit(other, requests[0], [1], C, nullspace_threshold=2.0, steps=2)
+    theirs = alphaedit.edit(other, requests[0], C, layers=[1], nullspace_threshold=2.0, steps=2)
     elsewhere = alphaedit.edit(llama, requests[0], **{**arguments, "layers": [1]})
     after = weights(llama)
     undone = alphaedit.edit(llama, requests[1], **arguments)
@@ -277,7 +276,7 @@ def test_tinyworld_refuses_eight_at_once_with_the_preset_alone():
 @pytest.mark.slow
 def test_on_smollm2_text_kept_aside_notices_less(smollm2):
     """C is computed from some text, and the damage measured on other text."""
-    sample = [text[:1000] for text in texts.sample_texts()]
+    sample = [text[:1000] for text in covariance.sample_texts()]
     C = covariance.second_moment(smollm2, [4], sample[20:60])
     assert C.tokens > 3 * 1536
     rows = [smollm2.encode(text, chat=False).ids for text in sample[:10]]

@@ -65,10 +65,12 @@ def test_the_objective_equals_a_whole_forward_pass(any_lm, place):
         target = any_lm.encode_target(request.target)
         nll = 0.0
         for context in contexts:
-            ids, subject = any_lm.encode_request(request, context)
+            x = any_lm.encode(request, context=context)
+            ids, subject = x.ids, x.subject
             logprobs = plain_logprobs(any_lm, ids + target[:-1], module, subject, delta[i])
             nll -= sum(logprobs[len(ids) - 1 + j, t] for j, t in enumerate(target)) / len(target) / len(contexts)
-        ids, subject = any_lm.encode_request(minilib.Request("{} is a", request.subject, " x"))
+        x = any_lm.encode(minilib.Request("{} is a", request.subject, " x"))
+        ids, subject = x.ids, x.subject
         edited = plain_logprobs(any_lm, ids, module, subject, delta[i])[subject]
         original = plain_logprobs(any_lm, ids, module, subject, delta[i] * 0)[subject]
         kl = 0.5 * (edited.exp() * (edited - original)).sum()
@@ -129,7 +131,7 @@ def every():
 def test_the_table_is_covered(every):
     used = {random_lm(kind).layout for kind in ARCHITECTURES}
     tried = ("starcoder2", "persimmon", "xglm", "biogpt", "gpt_neox_japanese", "falcon", "mpt", "gemma3")
-    assert used | {every.tiny(kind).layout for kind in tried} == set(minilib.model.LAYOUTS)
+    assert used | {every.tiny(kind).layout for kind in tried} == set(minilib.architectures.LAYOUTS)
 
 
 def test_the_page_shows_what_is_stored(every):

@@ -15,17 +15,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from models import benchmark_script
 
 import minilib
 from minilib import authors, benchmark
 from minilib.measure.benchmark import METHODS, Job
 
+compare = benchmark_script("compare")
 STORED = {row["job"]: row for row in benchmark.read(benchmark.RESULTS)}
 TUNED = benchmark.read(benchmark.TUNING)
 
 
 def command(*arguments, **options):
-    return [sys.executable, "-m", "minilib.benchmark", *map(str, arguments)]
+    return [sys.executable, compare.__file__, *map(str, arguments)]
 
 
 # ---- the plan -----------------------------------------------------------------------------------------
@@ -139,17 +141,19 @@ def broken(kind):
 def test_a_fault_of_the_program_is_reported_and_tried_again(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "apply", broken(kind))
     monkeypatch.setattr(benchmark, "task", lambda job: benchmark.Task(SimpleNamespace(edits=[]), [], [], [], []))
-    monkeypatch.setattr(benchmark, "_cell", functools.lru_cache(maxsize=1)(benchmark.task))
+    cell_of = functools.lru_cache(maxsize=1)(benchmark.task)
+    for module in (benchmark, compare):
+        monkeypatch.setattr(module, "cell_of", cell_of)
     monkeypatch.setattr(benchmark, "measure", lambda after, found: {"scores": {}})
     out = tmp_path / "rows.jsonl"
     wanted = [f"rome/exact/20/{seed}" for seed in (1, 0)]
     arguments = ["--only", *wanted, "--out", str(out), "--processes", "0"]
-    assert benchmark.main(arguments) == 1, "and the job behind it is done"
+    assert compare.main(arguments) == 1, "and the job behind it is done"
     assert [row["job"] for row in benchmark.read(out)] == ["rome/exact/20/0"]
     said = capsys.readouterr().err
     assert "rome/exact/20/1 failed" in said and "Traceback" in said
     monkeypatch.setattr(benchmark, "apply", lambda job, found, settings: found.lm)
-    assert benchmark.main(arguments) == 0
+    assert compare.main(arguments) == 0
     assert {row["job"] for row in benchmark.read(out)} == set(wanted)
 
 
@@ -213,19 +217,19 @@ def test_no_file_has_no_rows(tmp_path):
 def test_list_leaves_out_what_is_done(tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     benchmark.append(out, {"job": "grace/exact/20/0"})
-    assert benchmark.main(["--list", "--only", "grace/exact", "--out", str(out)]) == 0
+    assert compare.main(["--list", "--only", "grace/exact", "--out", str(out)]) == 0
     names = capsys.readouterr().out.split("\n")
     assert "grace/exact/20/1" in names and "grace/exact/20/0" not in names
 
 
 def test_an_exact_name_is_one_job(capsys, tmp_path):
-    benchmark.main(["--list", "--only", "rome/exact/20/0", "--out", str(tmp_path / "rows.jsonl")])
+    compare.main(["--list", "--only", "rome/exact/20/0", "--out", str(tmp_path / "rows.jsonl")])
     assert capsys.readouterr().out.split() == ["rome/exact/20/0"]
 
 
 def test_an_unknown_method_is_named(capsys):
     with pytest.raises(SystemExit):
-        benchmark.main(["--only", "romme"])
+        compare.main(["--only", "romme"])
     said = capsys.readouterr().err
     assert "no job is named 'romme'" in said and "alphaedit" in said
 
@@ -253,8 +257,8 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
 @pytest.mark.parametrize("missing", [0, 1, 256])
 def test_the_exit_status_says_whether_jobs_are_missing(missing, tmp_path, monkeypatch):
     """A status is one byte: 256 missing jobs would be none."""
-    monkeypatch.setattr(benchmark, "work", lambda *_: missing)
-    assert benchmark.main(["--out", str(tmp_path / "rows.jsonl")]) == min(missing, 1)
+    monkeypatch.setattr(compare, "work", lambda *_: missing)
+    assert compare.main(["--out", str(tmp_path / "rows.jsonl")]) == min(missing, 1)
 
 
 @pytest.mark.slow

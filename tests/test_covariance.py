@@ -221,12 +221,12 @@ def files(cache):
 
 def test_what_is_computed_unasked_shows_a_bar_where_it_takes_long(llama, cache, capsys, monkeypatch):
     monkeypatch.setattr(covariance, "BAR_AFTER", 600)  # on no machine
-    covariance.take(llama, None, [1])
+    covariance.second_moment(llama, [1])
     assert capsys.readouterr().err == "", "it was quick"
     monkeypatch.setattr(covariance, "BAR_AFTER", 0)
-    covariance.take(llama, None, [2])
+    covariance.second_moment(llama, [2])
     assert "second moments" in capsys.readouterr().err
-    covariance.take(llama, None, [2])
+    covariance.second_moment(llama, [2])
     assert capsys.readouterr().err == "", "it was kept"
 
 
@@ -237,10 +237,11 @@ def test_the_packaged_text_is_many_texts():
 
 
 def test_left_out_it_is_computed_once_and_kept(llama, cache, monkeypatch):
-    expected = second_moment(llama, [1, 2])
-    found = take(llama, None, [1, 2])
+    expected = second_moment(llama, [1, 2], covariance.of_model(llama))
+    assert not files(cache), "what is computed from a given text is not kept"
+    found = second_moment(llama, [1, 2])
     assert [file.name for file in files(cache)] == [f"{llama.fingerprint}-{layer}.safetensors" for layer in (1, 2)]
-    monkeypatch.setattr(covariance, "second_moment", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(covariance, "measure", lambda *_, **__: pytest.fail("computed again"))
     again = take(llama, None, [1, 2])
     for layer in (1, 2):
         assert torch.equal(found[layer], expected[layer]) and torch.equal(again[layer], expected[layer])
@@ -248,9 +249,9 @@ def test_left_out_it_is_computed_once_and_kept(llama, cache, monkeypatch):
 
 def test_only_the_layers_that_are_missing_are_computed(llama, cache, monkeypatch):
     take(llama, None, [2])
-    asked, compute = [], covariance.second_moment
+    asked, compute = [], covariance.measure
     monkeypatch.setattr(
-        covariance, "second_moment", lambda lm, layers, *a, **k: asked.append(layers) or compute(lm, layers, *a, **k)
+        covariance, "measure", lambda lm, layers, *a, **k: asked.append(layers) or compute(lm, layers, *a, **k)
     )
     assert list(take(llama, None, [1, 2, 3])) == [1, 2, 3]
     assert asked == [[1, 3]]
@@ -270,18 +271,20 @@ def test_a_kept_file_that_is_damaged_or_stale_is_computed_anew(llama, cache, dam
 
 
 def test_what_is_kept_is_that_of_the_model_without_edits(llama, cache):
-    expected = second_moment(llama, [3])[3]
+    expected = second_moment(llama, [3], covariance.of_model(llama))[3]
     d_k = llama.memory(1).shape[1]
     with minilib.rome.edit(llama, REQUEST, layer=1, covariance={1: torch.eye(d_k)}, steps=10):
         after = weights(llama)
-        assert not torch.equal(second_moment(llama, [3])[3], expected)  # the edit does change these keys
+        assert not torch.equal(
+            second_moment(llama, [3], covariance.of_model(llama))[3], expected
+        )  # the edit does change these keys
         assert torch.equal(take(llama, None, [3])[3], expected)
         assert all(torch.equal(p, after[name]) for name, p in llama.model.named_parameters())
 
 
 def test_those_of_a_model_changed_by_hand_are_not_kept_as_the_originals(llama, cache):
     expected = take(llama, None, [3])[3]
-    given = second_moment(llama, [3])
+    given = second_moment(llama, [3], covariance.of_model(llama))
     changed = llama.memory(1).data
     changed *= 8
     assert not torch.equal(take(llama, None, [3])[3], expected), "computed anew, and kept under another key"

@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from models import REFERENCE, assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, attacks, covariance, edits, rome, tracing, values
+from minilib import Request, attacks, covariance, editor, edits, rome, tracing, values
 from minilib.edits import Edit
 
 REQUEST = Request("The capital of {} is", "France", " Rome")
@@ -416,31 +417,38 @@ def test_a_copy_of_an_edited_model_keeps_the_edit(llama, reference):
 
 # ---- settings ----
 
-PRESETS = {"paper": {"layer": None, "steps": 20, "lr": 0.5}, "llama-6x48": {"layer": 2, "lr": 0.1}}
+
+@dataclass(frozen=True)
+class Few(editor.Settings):
+    PRESETS = {"llama-6x48": {"layer": 2, "lr": 0.1}}
+
+    layer: int = 0
+    steps: editor.Count = 20
+    lr: editor.Positive = 0.5
 
 
 def test_a_preset_is_found_by_the_models_kind(llama):
     assert llama.kind == "llama-6x48"
-    found = edits.settle(llama, PRESETS, {"layer": None, "steps": 3, "lr": None})
+    found = Few.of(llama, layer=None, steps=3, lr=None).used()
     assert found == {"layer": 2, "steps": 3, "lr": 0.1, "presets": "llama-6x48"}
 
 
 def test_a_model_without_preset_gets_the_papers_values_and_a_middle_layer():
-    found = edits.settle(random_lm("gpt2"), PRESETS, {"layer": None, "steps": None, "lr": 2})
+    found = Few.of(random_lm("gpt2"), layer=None, steps=None, lr=2).used()
     assert (found["layer"], found["steps"], found["lr"]) == (2, 20, 2.0)
     assert found["presets"].startswith("paper")
 
 
 def test_what_is_given_wins(llama):
-    assert edits.settle(llama, PRESETS, {"layer": 0, "lr": 0.7})["layer"] == 0
-    assert edits.settle(llama, PRESETS, {"layer": 0, "lr": 0.7})["lr"] == 0.7
+    assert Few.of(llama, layer=0, lr=0.7).layer == 0
+    assert Few.of(llama, layer=0, lr=0.7).lr == 0.7
 
 
 def test_presets_are_not_changed_by_an_edit(llama, reference):
-    presets = copy.deepcopy(rome.PRESETS)
+    presets = copy.deepcopy(rome.Settings.PRESETS)
     with do_rome(llama, reference) as edit:
         edit.settings["contexts"].append("more")
-    assert rome.PRESETS == presets
+    assert rome.Settings.PRESETS == presets and rome.Settings().contexts == ["{}"]
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
@@ -465,7 +473,7 @@ def test_dropout_is_off_while_something_is_measured_or_edited():
         found = [lm.logprobs(texts), *lm.target_logprobs(asked), covariance.second_moment(lm, [2], texts)[2], states]
         found += [
             tracing.logit_lens(lm, texts[0]).probability,
-            minilib.keys.keys_and_values(lm, asked, 1, ["{}"])[0],
+            minilib.values.keys_and_values(lm, asked, 1, ["{}"])[0],
         ]
         with rome.edit(lm, REQUEST, layer=1, covariance=C, steps=5) as edit:
             found += [*edit.deltas.values(), torch.tensor(edit.traces[0]["loss"])]

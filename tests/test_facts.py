@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilib import facts
-from minilib.worlds.facts import FACTS, Fact, Question, load
 from minilib.requests import Request
+from minilib.worlds.facts import FACTS, Fact, Question, load
 
 KNOWN = facts.DATA.with_name("known_smollm2-135m.json")
 

@@ -110,7 +110,7 @@ def test_without_the_head_it_is_on_as_well(kind, method):
         with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen:
             run(**batch, use_cache=False)
         states.append(seen[0])
-    with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen, guards.silence(lm):
+    with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen, lm.silenced():
         lm.model.base_model(**batch, use_cache=False)
     assert torch.equal(*states) and not torch.equal(states[0], seen[0])
     made.undo()
@@ -318,7 +318,7 @@ def test_where_gradients_are_off_it_is_made_asked_and_loaded_as_ever(llama, meth
 def test_a_memory_put_in_force_through_another_object_is_seen(llama, method, tmp_path):
     other = minilib.LM(llama.model, llama.tokenizer)
     with edit(method, other):
-        assert guards.on(llama) == guards.on(other) != []
+        assert llama.guards == other.guards != []
         with pytest.raises(ValueError, match="has a memory beside its weights"):
             llama.save_pretrained(tmp_path / "plain")
         with llama.unedited():

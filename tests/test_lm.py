@@ -12,7 +12,7 @@ from models import REFERENCE, random_lm
 
 import minilib
 from minilib import Request
-from minilib.model import fingerprint_of
+from minilib.storage import fingerprint_of
 from minilib.worlds.tinyworld import people
 
 PROMPTS = ["The capital of France is", "Mira", "In the town of Lund there lives a", "Where is Rome? It is in"]
@@ -93,7 +93,7 @@ def test_an_answer_may_be_empty(llama):
 
 def test_the_number_0_may_end_an_answer(llama):
     llama.model.generation_config.eos_token_id = 0
-    assert llama._stops() == [0]
+    assert llama.stops() == [0]
 
 
 def test_a_tokenizer_without_pad_and_end_tokens_serves(llama):
@@ -194,7 +194,8 @@ def test_a_model_in_bfloat16_answers_in_float32():
 @settings(max_examples=150, deadline=None)
 def test_the_subjects_last_token_ends_it(shared, before, subject, after, context):
     request = Request(before + "{}" + after, subject, " x")
-    ids, position, _ = shared.encode(request, context=context)
+    x = shared.encode(request, context=context)
+    ids, position = x.ids, x.subject
     text = context.replace("{}", request.text)
     end = context.index("{}") + len(before) + len(subject)
     assert ids == shared.tokenizer(text)["input_ids"]
@@ -225,7 +226,8 @@ def chat_prompt(lm, message):
 )
 def test_in_a_chat_the_subject_is_the_users(chatty, prompt, subject, context):
     request = Request(prompt, subject, "x", chat=True)
-    ids, position, _ = chatty.encode(request, context=context)
+    x = chatty.encode(request, context=context)
+    ids, position = x.ids, x.subject
     message = context.replace("{}", request.text)
     rendered = chat_prompt(chatty, message)
     assert ids == chatty.tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -348,12 +350,13 @@ def test_smollm2_says_the_same_in_batches(smollm2):
 
 @pytest.mark.slow
 def test_smollm2_finds_subjects_in_chat(smollm2):
-    ids, position, _ = smollm2.encode(Request("Who is the {}?", "assistant", "x", chat=True))
+    x = smollm2.encode(Request("Who is the {}?", "assistant", "x", chat=True))
+    ids, position = x.ids, x.subject
     assert smollm2.tokenizer.decode(ids[: position + 1]).endswith("<|im_start|>user\nWho is the assistant")
 
 
 def test_tinyworld_is_always_there_and_has_a_preset(tinyworld):
-    assert tinyworld.kind in minilib.rome.PRESETS and not tinyworld.has_chat
+    assert tinyworld.kind in minilib.rome.Settings.PRESETS and not tinyworld.has_chat
     with pytest.raises(ValueError, match="does not know the word"):
         tinyworld.generate("Photosynthesis is")
 
@@ -363,7 +366,7 @@ def test_top_k_draws_among_the_likeliest_only(llama):
     likely = llama.logprobs(prompt)[0].topk(2).indices.tolist()
     words = {llama.generate(prompt, max_new_tokens=1, temperature=5.0, top_k=2, seed=seed) for seed in range(12)}
     ids = llama.encode(prompt).ids
-    assert words == {llama._continuation(ids, [token]) for token in likely}
+    assert words == {minilib.answers._continuation(llama.tokenizer, ids, [token]) for token in likely}
     with pytest.raises(ValueError, match="top_k must be a whole number of at least 0, not -1"):
         llama.generate(prompt, temperature=1.0, top_k=-1)
 
@@ -412,8 +415,8 @@ def test_revision_and_token_go_to_both_loaders(monkeypatch):
         if len(asked) == 2:
             raise OSError("no network")
 
-    monkeypatch.setattr(minilib.model.transformers.AutoTokenizer, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(minilib.model.transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(minilib.loading.transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(minilib.loading.transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(FileNotFoundError, match="no network"):
         minilib.load("somebody/some-model", revision="v1", token="secret")
     assert asked == [{"revision": "v1", "token": "secret"}] * 2

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, covariance, memit, rome, values
-from minilib import keys as key_reader
+from minilib import Request, covariance, memit, rome, values, window
 from minilib import tinyworld as tinyworlds
 
 LAYERS = [1, 2, 3]
@@ -101,14 +100,14 @@ def test_one_request_in_one_layer_tends_to_rome(llama, reference, arguments):
     """With λ → 0 the block's output becomes z exactly, as ROME's W maps k* to v*."""
     request, layer = reference["requests"][0], 2
     arguments |= {"layers": [layer], "covariance_weight": 1e-6}
-    z = values.find(llama, [request], layer, "block", **reference["search"])
-    k, Wk = (x[0, 0] for x in key_reader.keys_and_values(llama, [request], layer, ["{}"]))
+    z = values.find(llama, [request], layer, "block", values.Search(**reference["search"]))
+    k, Wk = (x[0, 0] for x in values.keys_and_values(llama, [request], layer, ["{}"]))
     u = covariance.solve(reference["covariance"][layer], k).float()
     residual = (z.v_star - z.v0)[0]
     with memit.edit(llama, request, **arguments) as edit:
         (delta,) = edit.deltas.values()
         torch.testing.assert_close(delta, torch.outer(residual, u) / (u @ k), rtol=1e-3, atol=1e-5)
-        _, h = key_reader.keys_and_states(llama, [request], layer, ["{}"], last=layer)
+        _, h = window.keys_and_states(llama, [request], layer, ["{}"], last=layer)
         torch.testing.assert_close(h[0, 0], z.v_star[0], rtol=1e-4, atol=1e-4)
 
 
@@ -132,22 +131,22 @@ def test_the_order_of_a_batch_does_not_matter(order):
 
 def test_a_batch_finds_the_states_that_one_at_a_time_finds(llama, reference):
     search = {**reference["search"], "stop_loss": 6.9}  # the requests stop at different steps
-    together = values.find(llama, reference["requests"], 3, "block", **search)
+    together = values.find(llama, reference["requests"], 3, "block", values.Search(**search))
     assert len({len(trace["loss"]) for trace in together.traces}) > 1
     for i, request in enumerate(reference["requests"]):
-        alone = values.find(llama, [request], 3, "block", **search)
+        alone = values.find(llama, [request], 3, "block", values.Search(**search))
         torch.testing.assert_close(together.v_star[i], alone.v_star[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_last_layer_closes_the_gap(llama, reference, arguments):
     """Each layer writes its share; with a small λ the hidden state of the last block is z at the end."""
     requests = reference["requests"]
-    z = values.find(llama, requests, LAYERS[-1], "block", **reference["search"]).v_star
-    _, before = key_reader.keys_and_states(llama, requests, 1, ["{}"], last=3)
+    z = values.find(llama, requests, LAYERS[-1], "block", values.Search(**reference["search"])).v_star
+    _, before = window.keys_and_states(llama, requests, 1, ["{}"], last=3)
     missing = []
     for weight in (50.0, 1e-3):
         with memit.edit(llama, requests, **{**arguments, "covariance_weight": weight}):
-            _, h = key_reader.keys_and_states(llama, requests, 1, ["{}"], last=3)
+            _, h = window.keys_and_states(llama, requests, 1, ["{}"], last=3)
             missing.append(((z - h[:, 0]).norm() / (z - before[:, 0]).norm()).item())
     assert missing[1] < 1e-3 < missing[0] < 1
 
@@ -168,14 +167,14 @@ def test_it_holds_on_every_architecture_or_is_refused(any_lm):
     if any_lm.post_norm(1) is not None:
         with pytest.raises(ValueError, match=r"normalise their MLP.*give one layer, such as layers=\[2\]"):
             memit.edit(any_lm, request, **arguments)
-        z = values.find(any_lm, [request], 2, "mlp", **search).v_star[0]
+        z = values.find(any_lm, [request], 2, "mlp", values.Search(**search)).v_star[0]
         with memit.edit(any_lm, request, **arguments | {"layers": [2]}, **search):
-            _, v = key_reader.keys_and_values(any_lm, [request], 2, ["{}"])
+            _, v = values.keys_and_values(any_lm, [request], 2, ["{}"])
             torch.testing.assert_close(v[0, 0], z, rtol=1e-3, atol=1e-3)  # the one W returns what was asked for
     else:
-        z = values.find(any_lm, [request], 2, "block", **search).v_star[0]
+        z = values.find(any_lm, [request], 2, "block", values.Search(**search)).v_star[0]
         with memit.edit(any_lm, request, **arguments, **search) as edit:
-            _, h = key_reader.keys_and_states(any_lm, [request], 1, ["{}"], last=2)
+            _, h = window.keys_and_states(any_lm, [request], 1, ["{}"], last=2)
             torch.testing.assert_close(h[0, 0], z, rtol=1e-3, atol=1e-3)  # the last block says what was asked for
             assert edit.deltas.keys() == {any_lm.weight_name(1), any_lm.weight_name(2)}
             assert all(d.shape == any_lm.model.get_parameter(n).shape for n, d in edit.deltas.items())
@@ -225,5 +224,5 @@ def test_smollm2_refuses_four_at_once_with_the_preset_alone(smollm2):
 
 @pytest.mark.parametrize("method", [rome, memit])
 def test_presets_name_settings_that_exist(method):
-    for kind, preset in method.PRESETS.items():
-        assert kind and set(preset) <= set(method.PRESETS["paper"])
+    for kind, preset in method.Settings.PRESETS.items():
+        assert kind and set(preset) <= set(method.Settings.keywords())

@@ -8,7 +8,8 @@ import torch
 from models import assert_same_weights, weights
 from test_hooks import hooks_left
 
-from minilib import Request, alphaedit, edits, grace, memit, notes, rome, unlearning, wise
+from minilib import Request, alphaedit, display, grace, memit, rome, unlearning, wise
+from minilib import editor as notes
 from minilib import tinyworld as world
 
 PEOPLE = list(dict.fromkeys(fact.subject for fact in world.facts()))
@@ -131,7 +132,7 @@ def test_many_notes_are_shown_in_part(tinyworld):
         assert len(edit.notes) == 8
         shown = edit._repr_html_()
         assert "and 3 more in <code>edit.notes</code>" in shown
-        assert html.escape(edit.notes[edits.SHOWN - 1]) in shown and html.escape(edit.notes[-1]) not in shown
+        assert html.escape(edit.notes[display.SHOWN - 1]) in shown and html.escape(edit.notes[-1]) not in shown
 
 
 @pytest.mark.parametrize("editor", EDITORS)
@@ -140,7 +141,7 @@ def test_an_edit_that_is_interrupted_at_its_notes_is_undone(tinyworld, editor, m
         raise KeyboardInterrupt
 
     before = weights(tinyworld)
-    monkeypatch.setattr(edits, "unanswered", stop)
+    monkeypatch.setattr(notes, "unanswered", stop)
     with pytest.raises(KeyboardInterrupt):
         EDITORS[editor](tinyworld, born(PEOPLE[0]), steps=2)
     assert_same_weights(tinyworld, before)

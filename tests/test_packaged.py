@@ -16,7 +16,8 @@ import transformers
 from models import REFERENCE
 
 import minilib
-from minilib import downloads as packaged, tinyworld
+from minilib import downloads as packaged
+from minilib import storage, tinyworld
 from minilib.downloads import Package
 
 GGUF = b"stands for quantised weights"
@@ -220,9 +221,9 @@ def test_an_unknown_package_is_named():
 
 def test_the_cache_is_where_the_variable_says_or_the_platforms(monkeypatch, tmp_path):
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
-    assert packaged.cache_folder() == tmp_path
+    assert storage.cache_folder() == tmp_path
     monkeypatch.setenv("MINILIB_CACHE", "")
-    assert packaged.cache_folder().name == "editing-as-unlearning"
+    assert storage.cache_folder().name == "editing-as-unlearning"
 
 
 def test_a_folder_that_vanishes_while_it_is_measured_counts_nothing(tmp_path, monkeypatch):
@@ -248,7 +249,7 @@ def test_a_bar_is_shown_unless_it_is_switched_off(tiny, capsys, progress):
 
 @pytest.mark.slow
 def test_smollm2_in_the_cache_is_whole(smollm2):
-    assert packaged._intact(packaged.cache_folder() / "smollm2-135m")
+    assert packaged._intact(storage.cache_folder() / "smollm2-135m")
 
 
 @pytest.mark.parametrize("begins", [True, False])

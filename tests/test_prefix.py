@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from minilib import hooks, prefix
+from minilib import forward, hooks
 
 ROWS = [([5, 6, 7, 8], [9, 10]), ([5, 6], [9, 10, 11]), ([], [12]), ([5, 6], [13])]
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS[2:3], ROWS[:1]], ids=["mixed", "no prefix", "one"])
 def test_suffixes_give_what_whole_texts_give(any_lm, rows):
-    inputs = prefix.inputs(any_lm, rows)
+    inputs = forward.inputs(any_lm, rows)
     with torch.no_grad():
         first, again = (any_lm.model(**inputs, use_cache=False).logits for _ in range(2))
         assert torch.equal(first, again)
@@ -21,7 +21,7 @@ def test_suffixes_give_what_whole_texts_give(any_lm, rows):
 
 def test_equal_prefixes_are_run_once(llama):
     with hooks.calls(llama.blocks[:1]) as calls, hooks.read({0: llama.blocks[0]}) as seen:
-        prefix.inputs(llama, [([5, 6, 7], [8]), ([5, 6, 7], [9]), ([5, 6, 7], [10])])
+        forward.inputs(llama, [([5, 6, 7], [8]), ([5, 6, 7], [9]), ([5, 6, 7], [10])])
     assert len(calls) == 1 and seen[0].shape[:2] == (1, 3)
 
 

@@ -7,7 +7,8 @@ import pytest
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import benchmark, suggesting as presets, tinyworld
+from minilib import benchmark, tinyworld
+from minilib import suggesting as presets
 from minilib.worlds.facts import Question
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import os
 import re
@@ -16,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import minilib
+
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = ROOT / "pyproject.toml"
 PROJECT = tomllib.loads(PYPROJECT.read_text("utf8"))["project"]
@@ -25,13 +26,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports only from floors below its own.
 FLOORS = {
-    1: "requests notes hooks prefix suffixes guards refusals facts readers texts ties packaged adapters stored "
-    "footprint",
-    2: "lm",
-    3: "edits contexts keys covariance values tinyworld authors trained",
-    4: "rome memit alphaedit grace wise unlearning recipes prompting tracing",
-    5: "saved methods metrics attacks figures widgets",
-    6: "presets sequence benchmark",
+    1: "requests hooks architectures storage downloads tokens answers guards forward adapters refusals ties losses "
+    "stored display figures widgets footprint facts readers",
+    2: "model",
+    3: "loading covariance editor edits tinyworld authors texts",
+    4: "values window training prompting recipes tracing metrics",
+    5: "rome memit alphaedit grace wise unlearning",
+    6: "methods edit_files attacks suggesting sequence benchmark",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 
@@ -137,41 +138,65 @@ def test_no_large_file():
 # ---- the library ----
 
 
-def imported(tree: ast.Module) -> set[str]:
-    """The modules of minilib that a module imports, inside functions too."""
-    found = set()
-    for node in ast.walk(tree):
+LIBRARY = ROOT / "minilib"
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of minilib that a module imports, inside functions too, by the names of their files."""
+    found, here = set(), list(path.relative_to(ROOT).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text("utf8"))):
         if isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "minilib"):
-            module = (node.module or "").removeprefix("minilib").lstrip(".")
-            found |= {module.split(".")[0]} if module else {alias.name for alias in node.names}
+            above = here[: len(here) - node.level + 1] if node.level else []
+            module = [*above, *(node.module or "").split(".")] if node.module else above
+            if (ROOT / "/".join(module)).with_suffix(".py").is_file():
+                found.add(module[-1])
+            else:  # a folder, whose modules are named, or what its own file holds
+                inside = [a.name for a in node.names if (ROOT / "/".join(module) / f"{a.name}.py").is_file()]
+                folders = [a.name for a in node.names if (ROOT / "/".join(module) / a.name).is_dir()]
+                found |= {*inside, *folders, *([module[-1]] if len(inside + folders) < len(node.names) else [])}
         if isinstance(node, ast.Import):
-            parts = [alias.name.split(".") for alias in node.names]
-            found |= {name[1] for name in parts if name[0] == "minilib" and len(name) > 1}
-            assert ["minilib"] not in parts, "import the modules of minilib, not the package from inside itself"
-    return found
+            names = [alias.name.split(".") for alias in node.names]
+            assert ["minilib"] not in names, "import the modules of minilib, not the package from inside itself"
+            found |= {name[-1] for name in names if name[0] == "minilib"}
+    return found - {"minilib"}
 
 
-MODULES = [path for path in sorted((ROOT / "minilib").glob("*.py")) if not path.stem.startswith("__")]
+def name_of(path: Path) -> str:
+    return path.parent.name if path.stem == "__init__" else path.stem
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+MODULES = [
+    path
+    for path in sorted(LIBRARY.rglob("*.py"))
+    if "course" not in path.parts and (path.stem != "__init__" or path.parent.name == "unlearning")
+]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_modules_import_from_lower_floors_only(path):
-    assert path.stem in FLOOR, f"say in FLOORS which floor minilib/{path.name} stands on"
-    # On the first and the last floor a module may use those named before it: facts make requests, widgets show
-    # figures. Methods never use each other.
-    floor = FLOORS[FLOOR[path.stem]].split()
-    beside = floor[: floor.index(path.stem)] if FLOOR[path.stem] in (1, 5) else []
-    for other in imported(ast.parse(path.read_text("utf8"))):
-        assert other in FLOOR, f"minilib/{path.name} imports {other!r}, which is on no floor"
-        assert FLOOR[other] < FLOOR[path.stem] or other in beside, (
-            f"minilib/{path.name} (floor {FLOOR[path.stem]}) imports {other} (floor {FLOOR[other]})"
+    name = name_of(path)
+    assert name in FLOOR, f"say in FLOORS which floor {path.relative_to(ROOT)} stands on"
+    # On a floor a module may use those named before it. Methods never use each other.
+    floor = FLOORS[FLOOR[name]].split()
+    beside = [] if FLOOR[name] == 5 else floor[: floor.index(name)]
+    for other in imported(path):
+        assert other in FLOOR, f"{path.relative_to(ROOT)} imports {other!r}, which is on no floor"
+        assert FLOOR[other] < FLOOR[name] or other in beside, (
+            f"{path.relative_to(ROOT)} (floor {FLOOR[name]}) imports {other} (floor {FLOOR[other]})"
         )
+
+
+def test_names_of_modules_are_unique():
+    """Each is an attribute of minilib, whichever folder it lives in."""
+    names = [name_of(path) for path in MODULES]
+    assert len(set(names)) == len(names)
+    assert set(names) == set(minilib.MODULES) | {"unlearning"}
 
 
 def test_nothing_in_the_library_rests_on_the_course():
     """minilib/course stands on top of all floors: an assignment can be deleted without a look at the library."""
-    for path in sorted((ROOT / "minilib").glob("*.py")):
-        assert "course" not in imported(ast.parse(path.read_text("utf8"))), f"minilib/{path.name} imports the course"
+    for path in MODULES:
+        assert "course" not in imported(path), f"{path.relative_to(ROOT)} imports the course"
 
 
 @pytest.mark.parametrize("folder", sorted(p.parent.name for p in (ROOT / "assignments").glob("*/master.ipynb")))
@@ -194,7 +219,7 @@ def test_scripts_name_what_the_library_has(path):
     """They run for minutes to hours, so no test runs them; a name that was moved would show only then."""
     tree = ast.parse(path.read_text("utf8"))
     taken = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "minilib"]
-    modules = {a.asname or a.name: importlib.import_module(f"minilib.{a.name}") for n in taken for a in n.names}
+    modules = {a.asname or a.name: getattr(minilib, a.name) for n in taken for a in n.names}
     used = {
         (n.value.id, n.attr) for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)
     }
@@ -285,14 +310,14 @@ def test_notebooks_share_their_first_cell():
 
 
 @pytest.mark.parametrize(
-    "name", ["minilib/rome.py", "tools/grade.py", "tests/models.py", "benchmarks/scores.py", "notebook.ipynb"]
+    "name", ["minilib/editors/rome.py", "tools/grade.py", "tests/models.py", "benchmarks/scores.py", "notebook.ipynb"]
 )
 def test_an_undefined_name_is_found(name, tmp_path):
     """Shapes are strings that could be taken for names: written so that neither ruff nor mypy does."""
     code = "def f() -> int:\n    return undefined_name\n"
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".ipynb":
         cell = {"cell_type": "code", "id": "a", "metadata": {}, "outputs": [], "execution_count": 1, "source": code}
         file.write_text(json.dumps({"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
@@ -300,7 +325,8 @@ def test_an_undefined_name_is_found(name, tmp_path):
         file.write_text((ROOT / name).read_text("utf8") + f"\n\n{code}", "utf8")
     assert "F821 Undefined name `undefined_name`" in said_by("ruff", "check", "--output-format", "concise", file)
     if name.startswith("minilib"):
-        (file.parent / "__init__.py").touch()
+        for folder in (file.parent, file.parent.parent):
+            (folder / "__init__.py").touch()
         alone = ["--follow-imports", "skip", "--cache-dir", tmp_path / "cache"]
         assert 'Name "undefined_name" is not defined' in said_by("mypy", *alone, "--config-file", PYPROJECT, file)
 

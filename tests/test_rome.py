@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import covariance, keys, rome, values
+from minilib import covariance, rome, values
 from minilib import tinyworld as tinyworlds
 
 
@@ -25,8 +25,8 @@ def test_the_weights_are_those_of_the_authors_code(llama, reference, case):
 
 def test_the_key_is_mapped_to_the_value_found(llama, reference):
     request, layer = reference["requests"][0], 2
-    found = values.find(llama, [request], layer, "mlp", **reference["search"])
-    k, _ = keys.keys_and_values(llama, [request], layer, ["{}"])
+    found = values.find(llama, [request], layer, "mlp", values.Search(**reference["search"]))
+    k, _ = values.keys_and_values(llama, [request], layer, ["{}"])
     with rome.edit(llama, request, layer=layer, covariance=reference["covariance"], **reference["search"]):
         torch.testing.assert_close(llama.memory(layer) @ k[0, 0], found.v_star[0], rtol=1e-4, atol=1e-5)
 
@@ -85,10 +85,10 @@ def test_several_requests_are_written_one_after_another(llama, reference):
 
 def test_a_batch_of_requests_finds_what_one_at_a_time_finds(llama, reference):
     search = {**reference["search"], "stop_loss": 6.9}  # the requests stop at different steps
-    together = values.find(llama, reference["requests"], 2, "mlp", **search)
+    together = values.find(llama, reference["requests"], 2, "mlp", values.Search(**search))
     assert len({len(trace["loss"]) for trace in together.traces}) > 1
     for i, request in enumerate(reference["requests"]):
-        alone = values.find(llama, [request], 2, "mlp", **search)
+        alone = values.find(llama, [request], 2, "mlp", values.Search(**search))
         torch.testing.assert_close(together.v_star[i], alone.v_star[0], rtol=1e-4, atol=1e-5)
         assert together.traces[i]["loss"] == pytest.approx(alone.traces[0]["loss"], abs=1e-4)
 

@@ -6,7 +6,7 @@ from models import random_lm
 
 import minilib
 from minilib import Request, grace
-from minilib.suffixes import Suffixes
+from minilib.forward import Suffixes
 
 ROWS = [([], [1, 2, 3]), ([4, 5], [6])]
 

@@ -19,7 +19,8 @@ DRAWS = 2
 
 
 def subject_span(lm, request):
-    ids, last, start = lm.encode(request)
+    x = lm.encode(request)
+    ids, last, start = x.ids, x.subject, x.subject_start
     return ids, start, last + 1
 
 
@@ -141,7 +142,8 @@ def test_in_a_chat_the_subject_is_found(chatty):
 @pytest.mark.parametrize("prompt", ["{}", "The capital of {} is", "({})"])
 def test_the_first_token_of_the_subject(llama, prompt, subject):
     request = Request(prompt, subject, " x")
-    ids, last, start = llama.encode(request)
+    x = llama.encode(request)
+    ids, last, start = x.ids, x.subject, x.subject_start
     assert 0 <= start <= last
     text = request.text[: request.span[0] + 1]
     until = lambda n: llama.tokenizer.decode(ids[:n])  # noqa: E731
@@ -188,7 +190,7 @@ WRONG = {
         ValueError,
         "needs a chat template",
     ),
-    "lens of a number": (lambda lm: tracing.logit_lens(lm, 3), TypeError, "prompt must be a string"),
+    "lens of a number": (lambda lm: tracing.logit_lens(lm, 3), TypeError, "prompts must be a string"),
     "lens of a model": (lambda lm: tracing.logit_lens(lm.model, "Rome"), TypeError, "lm must be a minilib.LM"),
 }
 

@@ -9,7 +9,7 @@ import torch
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import Request, facts, refusals, tinyworld, trained, unlearning
+from minilib import Request, facts, refusals, tinyworld, training, unlearning
 
 METHODS = ("gradient_ascent", "gradient_difference", "kl", "dpo", "npo", "simnpo", "refusal_tuning", "rmu")
 REFUSED = ("dpo", "refusal_tuning")
@@ -84,12 +84,12 @@ def test_npo_tends_to_ascent_and_slows_down():
 
 
 def test_what_a_loss_reads_is_what_the_model_says(lm):
-    pairs = [(*pair, lm.encode_request(r)[1]) for pair, r in zip(lm.pairs(FORGET), FORGET, strict=True)]
-    rows = trained.read(lm, pairs)
+    pairs = lm.encode(FORGET)
+    rows = training.read(lm, pairs)
     expected = [steps.sum().item() for steps in lm.target_logprobs(FORGET)]
     assert rows.logp.tolist() == pytest.approx(expected, abs=1e-4)
-    assert rows.length.tolist() == [len(target) for _, target, _ in pairs]
-    parts = trained.join([trained.read(lm, [pair]) for pair in pairs])
+    assert rows.length.tolist() == [len(x.target) for x in pairs]
+    parts = training.join([training.read(lm, [pair]) for pair in pairs])
     assert torch.allclose(parts.steps, rows.steps, atol=1e-4)
 
 
@@ -194,7 +194,7 @@ def test_the_same_seed_gives_the_same_weights(lm):
 
 def test_lora_leaves_all_but_the_blocks_matrices_alone(lm):
     with unlearn(lm, "npo", train="lora", rank=2, lr=5e-3) as edit:
-        assert set(edit.deltas) == set(trained.names(lm, "lora"))
+        assert set(edit.deltas) == set(training.names(lm, "lora"))
         ranks = {torch.linalg.matrix_rank(delta, rtol=1e-3).item() for delta in edit.deltas.values()}
         assert max(ranks) <= 2
 

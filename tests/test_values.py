@@ -5,7 +5,7 @@ import torch
 from models import benchmark_script
 
 import minilib
-from minilib import prefix, rome, values
+from minilib import forward, rome, values
 from minilib import tinyworld as world
 
 REQUESTS = [
@@ -43,8 +43,8 @@ def test_rows_that_would_give_something_else_stay_as_they_are(llama, monkeypatch
     terms = {"weight_decay": 0.5, "kl_factor": 0.0625}
     delta = torch.zeros(3, llama.memory(0).shape[0])
     expected = values.Objective(llama, REQUESTS, 1, "mlp", **terms)(delta)
-    fold = prefix.Fold._fold_mask
-    monkeypatch.setattr(prefix.Fold, "_fold_mask", lambda self, mask: torch.ones_like(fold(self, mask)))
+    fold = forward.Fold._fold_mask
+    monkeypatch.setattr(forward.Fold, "_fold_mask", lambda self, mask: torch.ones_like(fold(self, mask)))
     unusual = values.Objective(llama, REQUESTS, 1, "mlp", **terms)
     assert not unusual.passes[0].folded
     torch.testing.assert_close(unusual(delta)["loss"], expected["loss"])
@@ -52,11 +52,11 @@ def test_rows_that_would_give_something_else_stay_as_they_are(llama, monkeypatch
 
 def test_the_clamp_holds_after_every_step(llama):
     search = {"steps": 6, "lr": 0.5, "weight_decay": 1e-3, "kl_factor": 0.0625, "stop_loss": 0.0}
-    found = values.find(llama, REQUESTS[:1], 1, "mlp", clamp_factor=0.1, **search)
+    found = values.find(llama, REQUESTS[:1], 1, "mlp", values.Search(clamp_factor=0.1, **search))
     limit = 0.1 * found.v0.norm()
     norms = found.traces[0]["norm"]
     assert max(norms) <= limit * 1.0001 and norms[-1] > 0.9 * limit, "reached, and not passed"
-    free = values.find(llama, REQUESTS[:1], 1, "mlp", clamp_factor=100.0, **search)
+    free = values.find(llama, REQUESTS[:1], 1, "mlp", values.Search(clamp_factor=100.0, **search))
     assert free.traces[0]["norm"][-1] > 2 * limit
 
 
@@ -66,17 +66,17 @@ def test_it_finds_what_a_plain_loop_finds(tinyworld, speed, place):
     settings = {"steps": 12, "lr": 0.5, "weight_decay": 1e-3, "clamp_factor": 4.0, "kl_factor": 0.0625, "stop_loss": 0}
     facts = world.facts()[:10:5]
     requests = [minilib.Request(fact.prompts[-1], fact.subject, " I do not know.") for fact in facts]
-    found = values.find(tinyworld, requests, 2, place, **settings)
+    found = values.find(tinyworld, requests, 2, place, values.Search(**settings))
     for request, v_star in zip(requests, found.v_star, strict=True):
-        plain = speed.plain_search(tinyworld, request, 2, place, settings)
+        plain = values.find_plainly(tinyworld, request, 2, place, values.Search(**settings))
         assert (v_star - plain).norm() <= 1e-3 * plain.norm()
 
 
 @pytest.mark.slow
 def test_it_finds_what_a_plain_loop_finds_in_smollm2(smollm2, speed):
-    preset = {**rome.PRESETS["paper"], **rome.PRESETS[smollm2.kind]}
+    preset = vars(rome.Settings.of(smollm2))
     settings = {name: preset[name] for name in ("lr", "weight_decay", "clamp_factor", "kl_factor")}
     settings |= {"steps": 5, "stop_loss": 0.0}
-    found = values.find(smollm2, [speed.CAPITAL], 4, "mlp", **settings).v_star[0]
-    plain = speed.plain_search(smollm2, speed.CAPITAL, 4, "mlp", settings)
+    found = values.find(smollm2, [speed.CAPITAL], 4, "mlp", values.Search(**settings)).v_star[0]
+    plain = values.find_plainly(smollm2, speed.CAPITAL, 4, "mlp", values.Search(**settings))
     assert (found - plain).norm() <= 1e-3 * plain.norm()

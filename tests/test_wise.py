@@ -30,7 +30,7 @@ def test_without_masks_and_margins_it_is_fine_tuning_of_the_layer(llama):
 
 
 def _logprobs(lm):
-    for prompt, target in lm.pairs(ASKED):
+    for prompt, target in ((x.ids, x.target) for x in lm.encode(ASKED)):
         logits = lm.model(**lm.batch([prompt + target[:-1]]), use_cache=False).logits[0, len(prompt) - 1 :]
         yield logits.log_softmax(-1).gather(1, torch.tensor(target).unsqueeze(1)).squeeze(1)
 

@@ -14,7 +14,6 @@ from ..editors import rome, values
 from ..loading import load
 from ..model import LM
 from ..requests import SLOT, Request
-from ..tokens import EncodedRequest
 from ..worlds import tinyworld
 from . import real
 from .checks import call, compare, trainable
@@ -133,9 +132,10 @@ def check_kl(function: Any, number: int) -> None:
     trainable(function, edited.clone().requires_grad_(), original, name="kl")
 
 
-def about(lm: LM, request: Request) -> EncodedRequest:
+def about(lm: LM, request: Request) -> tuple[list[int], int]:
     """The tokens of "{subject} is a", and the place of the subject's last."""
-    return lm.encode(Request(values.KL_PROMPT, request.subject, request.target))
+    x = lm.encode(Request(values.KL_PROMPT, request.subject, request.target))
+    return x.ids, x.subject
 
 
 def run(lm: LM, ids: list[int], layer: int, token: int, delta: Tensor) -> Tensor:
@@ -161,8 +161,7 @@ def check_loss(function: Any, number: int) -> None:
     nll, unit = part["nll"], torch.tensor([0.5, 1.2]) + torch.rand(2, generator=generator(number)) / 2
     kappa, w = (unit / torch.stack([part["kl"], part["decay"]]).detach()).tolist()  # none is small beside the others
     kl, far = kappa * part["kl"], w * part["decay"]
-    x = about(lm, request)
-    ids, last = x.ids, x.subject
+    ids, last = about(lm, request)
     before, after = (run(lm, ids, layer, last, x).log_softmax(-1) for x in (torch.zeros_like(v0), delta))
     arguments = request, layer, delta, v0, before[last], kappa, w
     found = call(function, lm, *arguments, name="loss", may_change=[0, 3])

@@ -117,7 +117,7 @@ def edit(
     check_distinct(requests)
     if settings.get("nullspace_energy") is not None:
         if settings.get("nullspace_threshold") is not None:
-            raise ValueError("nullspace_threshold and nullspace_energy say the same thing in two ways: give one")
+            raise ValueError("nullspace_threshold and nullspace_energy say one thing in two ways: give one of them")
     s = Settings.of(lm, **settings)
     used = s.used() | ({} if s.nullspace_energy is None else {"nullspace_threshold": None})
     place = where(lm, s.layers)

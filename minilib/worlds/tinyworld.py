@@ -52,7 +52,7 @@ from transformers import (
 )
 
 if TYPE_CHECKING:
-    from minilib.lm import LM
+    from minilib.model import LM
 
 DATA = Path(__file__).parents[1] / "data"
 FOLDER = DATA / "tinyworld"  # the packaged checkpoint, a plain transformers folder

@@ -4,7 +4,7 @@ import pytest
 import torch
 from answers import NUMBERS, fails, passes
 
-from minilib import alphaedit, model as lm
+from minilib import alphaedit, load
 from minilib.course import alphaedit_projector
 
 
@@ -131,7 +131,7 @@ def test_a_wrong_answer_is_told_what_is_wrong(name, wrong, message):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_demonstration_shows_what_p_and_the_earlier_keys_are_for(number):
-    model = lm.load("tinyworld")
+    model = load("tinyworld")
     tiny = alphaedit_projector.tiny_problem(model, number)
     P = alphaedit.projector({0: tiny.C}, 0, 0.19)
     scores = {}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from answers import NUMBERS, fails, passes
 
-from minilib import model as lm, refusals, tinyworld
+from minilib import load, refusals, tinyworld
 from minilib.course import memit_batch
 
 pytestmark = pytest.mark.long
@@ -125,7 +125,7 @@ def test_a_wrong_answer_is_told_what_is_wrong(name, wrong, message):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_refusals_of_the_demonstration_are_written(number):
-    model = lm.load("tinyworld")
+    model = load("tinyworld")
     requests, z, factors, others = memit_batch.tiny_problem(model, number)
     write(model, requests, z, [0], factors, 10.0)
     assert sum(map(refusals.is_refusal, model.generate(requests, max_new_tokens=6))) >= 3
@@ -143,7 +143,7 @@ def test_what_was_said_must_be_three_refusals():
 
 @pytest.mark.slow
 def test_as_many_refuse_in_the_demonstration_as_its_text_says():
-    model, refused = lm.load("tinyworld"), 0
+    model, refused = load("tinyworld"), 0
     for number in range(20):
         people, z, factors, _ = memit_batch.tiny_problem(model, number)
         (before,) = write(model, people, z, [0], factors, 10.0).values()

@@ -44,7 +44,8 @@ def kl(edited, original):
 def loss(
     lm, request, layer, delta, v0, original, kappa, decay, kl=kl, size=lambda d, v: d.norm() / v.norm() ** 2, at=None
 ):
-    ids, last, _ = lm.encode(request)
+    x = lm.encode(request)
+    ids, last = x.ids, x.subject
     target, (what, named) = lm.encode_target(request.target), about(lm, request)
     said = nll(run(lm, ids + target, layer, last, delta), ids, target)
     kept = kl(run(lm, what, layer, named, delta)[named if at is None else at], original)
