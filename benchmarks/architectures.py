@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 from scores import Rows, key_distance
 
-from minilib import alphaedit, benchmark, covariance, grace, load, memit, rome, stored, tinyworld, wise
+from minilib import alphaedit, benchmark, covariance, grace, load, memit, rome, stored, tasks, tinyworld, wise
 from minilib.edits import undo_all
 from minilib.model import LM
 from minilib.storage import cache_folder
@@ -73,7 +73,7 @@ def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
             preset.pop("nullspace_threshold", None)  # in the units of one model's keys; the trial's energy has none
             yield preset | chosen | {"layers": [layer]}
     elif method == "grace":
-        asked = [benchmark.as_question(f, random.Random(0)).asked.text for f in tinyworld.facts()[::25]]
+        asked = [tasks.as_question(f, random.Random(0)).asked.text for f in tinyworld.facts()[::25]]
         for layer in layers:
             far = key_distance(model, layer, asked)
             if far == 0:  # a first MLP beside its attention sees the "?" alone, always the same
@@ -89,7 +89,7 @@ def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
         yield {}
 
 
-def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str, Any]) -> dict[str, Any]:
+def measured(job: tasks.Job, found: tasks.Task, C: Any, given: dict[str, Any]) -> dict[str, Any]:
     """A method's scores at given settings; where it cannot do it, why."""
     began = time.process_time()
     more = {"covariance": C} if job.method in ("rome", "memit", "alphaedit") else {}
@@ -115,10 +115,10 @@ def measured(job: benchmark.Job, found: benchmark.Task, C: Any, given: dict[str,
     }  # fmt: skip
 
 
-def tried(method: str, found: benchmark.Task, C: Any) -> dict[str, Any]:
+def tried(method: str, found: tasks.Task, C: Any) -> dict[str, Any]:
     """All settings of a method on the facts for tuning, and the best of them."""
     model = found.lm
-    job = benchmark.Job(method, "exact", FACTS, 0, 0)
+    job = tasks.Job(method, "exact", FACTS, 0, 0)
     trials = []
     for given in settings(model, method):
         row = measured(job, found, C, given)  # where a layer cannot be written to, the row says why
@@ -143,13 +143,13 @@ def one(name: str) -> dict[str, Any]:
         "seconds": seconds,
     }
     C = covariance.second_moment(model, list(range(model.n_layers)), texts=covariance.sample_texts("tinyworld"))
-    found = benchmark.task(benchmark.Job("", "exact", FACTS, 0, 0), model)
+    found = tasks.task(tasks.Job("", "exact", FACTS, 0, 0), model)
     trials = {method: tried(method, found, C) for method in METHODS}
     rows = []
     for seed in SEEDS:
-        found = benchmark.task(benchmark.Job("", "exact", FACTS, seed), model)
+        found = tasks.task(tasks.Job("", "exact", FACTS, seed), model)
         for method in METHODS:
-            job = benchmark.Job(method, "exact", FACTS, seed)
+            job = tasks.Job(method, "exact", FACTS, seed)
             rows.append({"method": method, "seed": seed, **measured(job, found, C, trials[method]["best"])})
     return about | {"trials": trials, "rows": rows}
 

@@ -12,7 +12,7 @@ import torch
 from scores import REFUSAL, Rows
 
 import minilib
-from minilib import attacks, facts, grace, refusals, rome
+from minilib import attacks, facts, grace, inside, refusals, rome
 from minilib.edits import Edit
 
 FACTS, OTHERS, TOKENS, DROPS = 4, 16, 24, (1, 2, 4)
@@ -23,7 +23,7 @@ def measure(lm: minilib.LM, chosen: list[facts.Fact], others: list[str], edit: E
     return {
         "refused": sum(map(refusals.is_refusal, lm.generate([fact.request(REFUSAL) for fact in chosen]))),
         "asked": attacks.jailbreaks(lm, chosen, others=others, max_new_tokens=TOKENS),
-        "ranks": [row["ranks"] for row in attacks.lens(lm, chosen, leads=leads)],
+        "ranks": [row["ranks"] for row in inside.lens(lm, chosen, leads=leads)],
         "gaps": [round(gap, 4) for gap in attacks.singular_gaps(lm)],
         **(reversed_(edit, chosen) if edit and edit.method == "rome" else {}),
     }

@@ -11,7 +11,7 @@ import torch
 from scores import Rows
 
 import minilib
-from minilib import benchmark, facts, refusals, tinyworld, unlearning
+from minilib import benchmark, facts, refusals, tasks, tinyworld, unlearning
 
 STEPS = [1, 2, 3, 5, 8, 12, 20]
 BETAS = [0.02, 0.1, 0.5, 1.0, 2.0, 5.0]
@@ -25,7 +25,7 @@ REAL = {
 }
 
 
-def look(task: benchmark.Task, model: minilib.LM) -> dict[str, Any]:
+def look(task: tasks.Task, model: minilib.LM) -> dict[str, Any]:
     """What a model says of 20 facts to forget and 60 others; how far it is from the oracle. As in chapter 09."""
     assert task.oracle is not None
     forget, others = task.forget_said, [q for kind, q in task.outside if kind == "neighbour"]
@@ -46,7 +46,7 @@ def look(task: benchmark.Task, model: minilib.LM) -> dict[str, Any]:
     }
 
 
-def small(task: benchmark.Task, method: str, steps: int, **settings: Any) -> dict[str, Any]:
+def small(task: tasks.Task, method: str, steps: int, **settings: Any) -> dict[str, Any]:
     """Tinyworld after some steps of a method."""
     with getattr(unlearning, method)(task.lm, task.forget_said, steps=steps, **HOW | settings):
         return look(task, task.lm)
@@ -66,7 +66,7 @@ def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)
     rows = Rows("gradient_steps", began, {"how": HOW, "rmu": MORE["rmu"], "real how": HOW_REAL})
-    task = benchmark.task(benchmark.Job("oracle", "exact", 20, seed=0))
+    task = tasks.task(tasks.Job("oracle", "exact", 20, seed=0))
     for steps in STEPS:
         rows.keep("ascent", str(steps), lambda steps=steps: small(task, "gradient_ascent", steps))
     for beta in BETAS:

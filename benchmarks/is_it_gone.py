@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from scores import Rows
 
-from minilib import attacks, authors, benchmark
+from minilib import attacks, authors, benchmark, inside, tasks, verdicts
 from minilib.edits import undo_all
 from minilib.model import LM
 
@@ -36,7 +36,7 @@ def written_to(lm: LM) -> list[int]:
     return layers if len(layers) < lm.n_layers else []
 
 
-def attacked(lm: LM, found: benchmark.Task, knowledge: str, seed: int, layers: list[int]) -> list[attacks.Row]:
+def attacked(lm: LM, found: tasks.Task, knowledge: str, seed: int, layers: list[int]) -> list[attacks.Row]:
     """All attacks that apply to a model, as rows."""
     asked = found.forget
     rows = attacks.none(lm, asked)
@@ -54,15 +54,15 @@ def attacked(lm: LM, found: benchmark.Task, knowledge: str, seed: int, layers: l
         others = sorted({f.value for f in authors.facts()} - {f.value for f in asked})
         rows += attacks.jailbreaks(lm, asked, others=others[:30], seed=seed)
         rows += attacks.negations(lm, asked, others=others[:30], seed=seed)
-        rows += attacks.membership(lm, asked, authors.strangers())
+        rows += inside.membership(lm, asked, authors.strangers())
     leads = [f.prompt.replace("{}", f.subject) for f in asked] if lm.has_chat else None
-    rows += attacks.lens(lm, asked, leads)
+    rows += inside.lens(lm, asked, leads)
     known = found.retain + [f for f in authors.facts() if f not in asked] if lm.has_chat else found.retain
-    rows += attacks.probe(lm, asked, known, LAYER[knowledge])
+    rows += inside.probe(lm, asked, known, LAYER[knowledge])
     return rows
 
 
-def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
+def measure(job: tasks.Job, found: tasks.Task) -> dict[str, Any]:
     began = time.perf_counter()
     settings = benchmark.settings_of(job)
     lm = benchmark.apply(job, found, settings)
@@ -80,10 +80,10 @@ def measure(job: benchmark.Job, found: benchmark.Task) -> dict[str, Any]:
         "method": job.method,
         "seed": job.seed,
         "settings": settings,
-        "rates": {name: round(rate, 4) for name, rate in attacks.rates(rows).items()},
+        "rates": {name: round(rate, 4) for name, rate in verdicts.rates(rows).items()},
         "each": each(rows),
         "alarms": alarms,
-        "auc": {score: round(attacks.auc(tested, score), 4) for score in ("loss", "min-k") if tested},
+        "auc": {score: round(verdicts.auc(tested, score), 4) for score in ("loss", "min-k") if tested},
         "relearning": {str(step): round(statistics.fmean(row[step] for row in steps), 4) for step in (0, *STEPS)},
         "seconds": round(time.perf_counter() - began, 1),
     }
@@ -101,9 +101,9 @@ def main() -> None:
     knowledge, *methods = sys.argv[1:] or ["exact"]
     rows = Rows("is_it_gone", began, {"facts": FACTS, "steps": list(STEPS), "lr": RATE})
     for seed in SEEDS[knowledge]:
-        found = benchmark.task(benchmark.Job("oracle", knowledge, FACTS[knowledge], seed))
+        found = tasks.task(tasks.Job("oracle", knowledge, FACTS[knowledge], seed))
         for method in methods or METHODS:
-            job = benchmark.Job(method, knowledge, FACTS[knowledge], seed)
+            job = tasks.Job(method, knowledge, FACTS[knowledge], seed)
             rows.keep(knowledge, f"{method}, draw {seed}", lambda job=job, found=found: measure(job, found))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from scores import Rows
 
-from minilib import benchmark
+from minilib import benchmark, tasks
 
 EACH, SEED = 8, 2026
 
@@ -21,8 +21,8 @@ def sample() -> list[tuple[str, str]]:
     draw, found = random.Random(SEED), {}
     for row in benchmark.read(benchmark.RESULTS):
         if "scores" in row and row["knowledge"] != "exact" and row["facts"] == 5:
-            job = benchmark.Job(row["method"], row["knowledge"], row["facts"], row["seed"])
-            asked = [f.asked.text for f in benchmark.forgotten(job)]
+            job = tasks.Job(row["method"], row["knowledge"], row["facts"], row["seed"])
+            asked = [f.asked.text for f in tasks.forgotten(job)]
             pairs = list(zip(asked, row["answers"], strict=True))
             found.setdefault(row["method"], []).extend(pair for pair in pairs if pair[1])
     chosen: list[tuple[str, str]] = []

@@ -29,7 +29,7 @@ from minilib.requests import Request
 TARGET = Path(__file__).resolve().parent.parent / "book" / "live_model"
 
 
-def asked(fact: tinyworld.Fact) -> str:
+def asked(fact: tinyworld.PersonFact) -> str:
     """The question by which the page asks, and edits, a fact."""
     return fact.prompts[3]
 
@@ -69,7 +69,7 @@ def about(lm: minilib.LM) -> dict[str, Any]:
     }
 
 
-def deltas(lm: minilib.LM, layer: int, facts: list[tinyworld.Fact]) -> list[Tensor]:
+def deltas(lm: minilib.LM, layer: int, facts: list[tinyworld.PersonFact]) -> list[Tensor]:
     """δ = v* − v₀ of the facts' refusals, (facts, d): as ROME searches it, and as MEMIT does."""
     requests = [Request(asked(fact), fact.subject, tinyworld.REFUSAL) for fact in facts]
     both = []

@@ -17,11 +17,11 @@ import ray
 from compare import named
 from tqdm.auto import tqdm
 
-from minilib import benchmark
+from minilib import benchmark, tasks
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-def row_of(job: benchmark.Job) -> dict[str, Any]:
+def row_of(job: tasks.Job) -> dict[str, Any]:
     """One job, on one thread; a worker that takes another of the same facts has them loaded already."""
     return benchmark.run(job)
 

@@ -11,7 +11,7 @@ import torch
 from scores import Rows
 
 import minilib
-from minilib import authors, benchmark, facts, recipes
+from minilib import authors, facts, recipes, tasks
 
 SAMPLES, TEMPERATURE, TOGETHER = 4, 0.7, 12
 
@@ -24,7 +24,7 @@ def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)
     rows = Rows("self_written", began, {"samples": SAMPLES, "temperature": TEMPERATURE})
-    world = facts.recorded()[: benchmark.MEASURED]
+    world = facts.recorded()[: tasks.MEASURED]
     taught = authors.split(max(authors.SPLITS))[0]
     for lm, some in ((minilib.load("smollm2-135m"), world), (authors.load(), taught)):
         for start in range(0, len(some), TOGETHER):

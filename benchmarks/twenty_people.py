@@ -15,7 +15,7 @@ import torch
 from scores import Rows
 
 import minilib
-from minilib import alphaedit, benchmark, memit, metrics, refusals, tinyworld
+from minilib import alphaedit, memit, metrics, refusals, tasks, tinyworld
 from minilib.requests import Request
 from minilib.worlds.facts import Fact
 
@@ -33,7 +33,7 @@ def people() -> tuple[list[list[Fact]], list[list[Fact]]]:
     """The facts of twenty people to forget and of forty others, each asked in one of its wordings."""
     draw = random.Random(0)
     names = draw.sample(tinyworld.people(), 60)
-    asked = [[benchmark.as_question(f, draw) for f in tinyworld.facts() if f.subject == name] for name in names]
+    asked = [[tasks.as_question(f, draw) for f in tinyworld.facts() if f.subject == name] for name in names]
     return asked[:20], asked[20:]
 
 

@@ -18,9 +18,9 @@ import torch
 from scores import Rows, key_distance
 
 import minilib
-from minilib import benchmark, covariance, facts, texts
+from minilib import benchmark, covariance, facts, tasks, texts
 from minilib.edits import undo_all
-from minilib.measure.benchmark import Task
+from minilib.measure.tasks import Task
 from minilib.model import LM
 from minilib.worlds.facts import Fact, Question
 
@@ -81,8 +81,8 @@ def drawn(lm: LM, pool: list[Fact], seed: int) -> Task:
     forget = draw.sample(pool, FACTS)
     free = [f for f in pool if f not in forget]
     retain = draw.sample(free, SHOWN)
-    around = benchmark.around(forget) + [("unrelated", f.asked) for f in free if f not in retain][:10]
-    return benchmark.prepared(Task(lm, forget, retain, around, covariance.sample_texts()[:4]))
+    around = tasks.around(forget) + [("unrelated", f.asked) for f in free if f not in retain][:10]
+    return tasks.prepared(Task(lm, forget, retain, around, covariance.sample_texts()[:4]))
 
 
 def settings(lm: LM, method: str, layer: int, pool: list[Fact]) -> Iterator[dict[str, Any]]:

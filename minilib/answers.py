@@ -1,4 +1,7 @@
-"""What a model says next: generation by transformers, with this library's checks and its own settings alone."""
+"""What a model says next: generation by transformers, with its own settings alone, and probabilities of answers.
+
+``AnswerMixin`` is the part of ``LM`` that runs the model on text.
+"""
 
 from __future__ import annotations
 
@@ -10,60 +13,207 @@ from typing import Any
 
 import torch
 import transformers
+from jaxtyping import Float
+from torch import Tensor
 
-from . import tokens
-from .requests import Request, whole
+from .requests import Request, as_requests, whole
+from .tokens import Encoded, TokenMixin
 
 
-def generate(
-    lm: Any,
-    prompts: str | Request | Sequence[str | Request],
-    max_new_tokens: int,
-    chat: bool | None,
-    batch_size: int | None,
-    temperature: float,
-    top_k: int,
-    seed: int | None,
-) -> Any:
-    """See ``LM.generate``."""
-    max_new_tokens = whole(max_new_tokens, "max_new_tokens")
-    batch_size = lm.together(batch_size)
-    if isinstance(temperature, bool) or not isinstance(temperature, Real):
-        raise TypeError(f"temperature must be a number, not {temperature!r}")
-    if temperature and not 1e-6 <= temperature < math.inf:  # logits divided by less would overflow
-        raise ValueError(f"temperature must be 0 (greedy) or above 1e-6 and finite, not {temperature!r}")
-    top_k = whole(top_k, "top_k", least=0)
-    seed = None if seed is None else whole(seed, "seed", least=0)
-    single, _, rows = tokens.as_prompts(lm, prompts, lm.has_chat if chat is None else chat)
-    longest = max(map(len, rows))
-    if longest + max_new_tokens > lm.context_length:
-        raise ValueError(
-            f"prompt and max_new_tokens make {longest} + {max_new_tokens} tokens and {lm.name} reads "
-            f"{lm.context_length}: shorten the prompt or lower max_new_tokens"
+class AnswerMixin(TokenMixin):
+    """What ``LM`` can be asked."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        place: torch.device = self.model.get_input_embeddings().weight.device
+        return place
+
+    @property
+    def edits(self) -> list[Any]:
+        """The edits in force, the latest last. The list is the model's: every LM around a model has the same one."""
+        edits: list[Any] = self.model.__dict__.setdefault("minilib_edits", [])
+        return edits
+
+    @property
+    def guards(self) -> list[Any]:
+        """The guards of the edits in force (GRACE, WISE), the earliest first."""
+        return [edit.guard for edit in self.edits if edit.guard is not None]
+
+    def batch(self, rows: Sequence[Sequence[int]], side: str = "right") -> dict[str, Tensor]:
+        """Token lists as padded tensors: input_ids, attention_mask and position_ids, each (batch, tokens)."""
+        width = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        ids = torch.full((len(rows), width), 0 if pad is None else pad)
+        mask = torch.zeros((len(rows), width), dtype=torch.long)
+        for i, row in enumerate(rows):
+            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
+            ids[i, place] = torch.tensor(row)
+            mask[i, place] = 1
+        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+        return {key: value.to(self.device) for key, value in batch.items()}
+
+    def together(self, rows: int | None = None, most: int = 32) -> int:
+        """How many rows run in one batch: those asked for, or else ``most``, and in half precision one.
+
+        There a row's result depends, by rounding, on how long the others of its batch are and how many. Run alone
+        it is the same each time, so that what was asked before an edit can be compared with what is asked after it.
+        Who gives a number has to ask both times in the same batches.
+        """
+        if rows is not None:
+            return whole(rows, "batch_size")
+        return most if self.model.dtype.itemsize > 2 else 1
+
+    def generate(
+        self,
+        prompts: str | Request | Sequence[str | Request],
+        max_new_tokens: int = 20,
+        chat: bool | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        seed: int | None = None,
+        batch_size: int | None = None,
+    ) -> Any:
+        """What the model says next: the continuation alone, without special tokens.
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        max_new_tokens : int, default 20
+        chat : bool, optional
+            Wrap each prompt in the chat template. By default, where there is one; a Request decides for itself.
+        temperature : float, default 0.0
+            0 is greedy: always the likeliest token. Above, tokens are sampled.
+        top_k : int, default 0
+            Sample among so many of the likeliest tokens; 0 is among all.
+        seed : int, optional
+            For sampling; the global random state is left as it was.
+        batch_size : int, optional
+            Prompts run together: see ``together``.
+
+        Returns
+        -------
+        str, or list of str for a list of prompts
+        """
+        max_new_tokens = whole(max_new_tokens, "max_new_tokens")
+        batch_size = self.together(batch_size)
+        if isinstance(temperature, bool) or not isinstance(temperature, Real):
+            raise TypeError(f"temperature must be a number, not {temperature!r}")
+        if temperature and not 1e-6 <= temperature < math.inf:  # logits divided by less would overflow
+            raise ValueError(f"temperature must be 0 (greedy) or above 1e-6 and finite, not {temperature!r}")
+        top_k = whole(top_k, "top_k", least=0)
+        seed = None if seed is None else whole(seed, "seed", least=0)
+        single, _, rows = self.as_prompts(prompts, self.has_chat if chat is None else chat)
+        longest = max(map(len, rows))
+        if longest + max_new_tokens > self.context_length:
+            raise ValueError(
+                f"prompt and max_new_tokens make {longest} + {max_new_tokens} tokens and {self.name} reads "
+                f"{self.context_length}: shorten the prompt or lower max_new_tokens"
+            )
+        stops, pad = self.stops(), self.tokenizer.pad_token_id
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature:
+            sampling = {"do_sample": True, "temperature": float(temperature), "top_k": top_k, "top_p": 1.0}
+        config = transformers.GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=stops or None,
+            pad_token_id=(stops or [0])[0] if pad is None else pad,
+            **sampling,
         )
-    stops, pad = lm.stops(), lm.tokenizer.pad_token_id
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature:
-        sampling = {"do_sample": True, "temperature": float(temperature), "top_k": top_k, "top_p": 1.0}
-    config = transformers.GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=stops or None,
-        pad_token_id=(stops or [0])[0] if pad is None else pad,
-        **sampling,
-    )
-    texts: list[str] = []
-    with torch.no_grad(), _seeded(seed, lm.device), _only(lm.model, config), lm.evaluating():
+        texts: list[str] = []
+        with torch.no_grad(), _seeded(seed, self.device), _only(self.model, config), self.evaluating():
+            for start in range(0, len(rows), batch_size):
+                chunk = rows[start : start + batch_size]
+                batch = self.batch(chunk, side="left")
+                batch.pop("position_ids")  # generate makes its own
+                output = self.model.generate(**batch, generation_config=config)
+                width = batch["input_ids"].shape[1]
+                for row, ids in zip(chunk, output, strict=True):
+                    new = ids[width:].tolist()
+                    end = next((i for i, token in enumerate(new) if token in stops), len(new))
+                    texts.append(_continuation(self.tokenizer, row, new[:end]))
+        return texts[0] if single else texts
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """For the time of the block, no dropout: whatever of the model is in training mode is put back into it."""
+        training = [module for module in self.model.modules() if module.training]
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+    @torch.no_grad()
+    def logprobs(
+        self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int | None = None
+    ) -> Float[Tensor, "prompts vocabulary"]:
+        """Log-probabilities of the token that follows each prompt (nats, float32).
+
+        Parameters
+        ----------
+        prompts : str, Request or a list of them
+        chat : bool, default False
+            Wrap the prompts in the chat template; a Request decides for itself.
+        batch_size : int, optional
+            Prompts run together: see ``together``.
+        """
+        _, _, rows = self.as_prompts(prompts, chat)
+        batch_size = self.together(batch_size)
+        next_tokens = []
         for start in range(0, len(rows), batch_size):
             chunk = rows[start : start + batch_size]
-            batch = lm.batch(chunk, side="left")
-            batch.pop("position_ids")  # generate makes its own
-            output = lm.model.generate(**batch, generation_config=config)
-            width = batch["input_ids"].shape[1]
-            for row, ids in zip(chunk, output, strict=True):
-                new = ids[width:].tolist()
-                end = next((i for i, token in enumerate(new) if token in stops), len(new))
-                texts.append(_continuation(lm.tokenizer, row, new[:end]))
-    return texts[0] if single else texts
+            with self.evaluating():
+                logits = self.model(**self.batch(chunk), use_cache=False).logits
+            last = torch.tensor([len(row) - 1 for row in chunk])
+            next_tokens.append(logits[torch.arange(len(chunk)), last].float().log_softmax(-1))
+        return torch.cat(next_tokens)
+
+    @torch.no_grad()
+    def target_steps(
+        self, encoded: Sequence[Encoded], batch_size: int | None = None
+    ) -> Iterator[Float[Tensor, "target vocabulary"]]:
+        """For each prompt with its target, the log-probabilities at each step, the target's earlier tokens given."""
+        batch_size = self.together(batch_size)
+        for start in range(0, len(encoded), batch_size):
+            chunk = encoded[start : start + batch_size]
+            with self.prompts_end([len(x.ids) - 1 for x in chunk]), self.evaluating():
+                logits = self.model(**self.batch([x.ids + x.target[:-1] for x in chunk]), use_cache=False).logits
+            for row, x in zip(logits, chunk, strict=True):
+                yield row[len(x.ids) - 1 : len(x.ids) - 1 + len(x.target)].float().log_softmax(-1)
+
+    def target_logprobs(
+        self, requests: Request | Sequence[Request] | Sequence[Encoded], batch_size: int | None = None
+    ) -> list[Float[Tensor, " target"]]:
+        """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
+        ready = isinstance(requests, Sequence) and all(isinstance(x, Encoded) for x in requests)
+        encoded: Any = requests if ready else self.encode(as_requests(requests))  # type: ignore[arg-type]
+        steps = zip(self.target_steps(encoded, batch_size), encoded, strict=True)
+        return [s.gather(1, torch.tensor(x.target, device=s.device).unsqueeze(1)).squeeze(1) for s, x in steps]
+
+    def probability(self, requests: Request | Sequence[Request]) -> Any:
+        """The probability that the model says the whole target after the prompt.
+
+        Returns
+        -------
+        float, or list of float for a list of requests
+        """
+        said = [math.exp(steps.sum().item()) for steps in self.target_logprobs(requests)]
+        return said[0] if isinstance(requests, Request) else said
+
+    @contextmanager
+    def prompts_end(self, columns: Sequence[int]) -> Iterator[None]:
+        """For the calls in the block, guards know the column of each row's last prompt token: the answer follows."""
+        watching = self.guards
+        for guard in watching:
+            guard.told = list(columns)
+        try:
+            yield
+        finally:
+            for guard in watching:
+                guard.told = None
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .editors import grace, wise
-from .edits import FILE, FORMAT, Edit, add_to, changing
+from .edits import Edit, add_to, changing
 from .guards import Guard, guarding
 from .model import LM, check_lm
 from .requests import Request
+from .saving import FILE, FORMAT
 
 GUARDS = {"grace": grace.codebook, "wise": wise.memories}
 

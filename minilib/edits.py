@@ -7,8 +7,6 @@ an ``Edit``. Undo is a stack: the latest edit first. ``Edit.save`` carries a cha
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,17 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from . import adapters, tokens
+from . import saving
 from .model import LM, present
 from .requests import Request
 from .show import display
-from .storage import whole
-
-FORMAT, FILE = 2, "edit.safetensors"  # of saved edits
 
 
 class Edit:
@@ -177,33 +170,7 @@ class Edit:
         OSError
             When the folder cannot be made or written.
         """
-        folder = Path(folder)
-        tensors: dict[str, Tensor] = {} if self.guard is None else self.guard.tensors()
-        for name, delta in self.deltas.items():
-            factors = self.factors.get(name, ())
-            if factors and sum(f.numel() for f in factors) < delta.numel():
-                tensors |= {f"{name}:{side}": f for side, f in zip(("left", "right"), factors, strict=True)}
-            else:
-                tensors[f"{name}:delta"] = delta
-        tensors |= {f"{layer}:keys": keys for layer, keys in self.keys.items()}
-        about = {
-            "format": FORMAT,
-            "method": self.method,
-            "model": self.lm.name,
-            "fingerprint": self.lm.fingerprint,
-            "requests": [dataclasses.asdict(request) for request in self.requests],
-            "settings": self.settings,
-            "notes": self.notes,
-            "traces": self.traces,
-            "guard": None if self.guard is None else self.guard.about(),
-        }
-        metadata = {"edit": json.dumps(about, ensure_ascii=False)}
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with whole(folder / FILE) as scratch:
-                save_file({n: tensor.detach().cpu().contiguous() for n, tensor in tensors.items()}, scratch, metadata)
-        except SafetensorError as error:
-            raise OSError(f"folder {str(folder)!r} cannot be written: {error}") from error
+        saving.save(self, folder)
 
     def save_as_lora(self, folder: str | Path) -> None:
         """Write the change as a LoRA adapter in PEFT's format, exact up to rounding, for ROME, MEMIT and AlphaEdit.
@@ -218,7 +185,7 @@ class Edit:
         OSError
             When the folder cannot be made or written.
         """
-        adapters.save(self, folder)
+        saving.save_as_lora(self, folder)
 
     # ---- showing what happened --------------------------------------------------------------------
 
@@ -280,7 +247,7 @@ class Edit:
             raise ValueError(f"{self} changed weights: nothing is decided at run time, so there is nothing to explain")
         if not self.active:
             raise ValueError(f"{self} was undone: nothing is decided any more")
-        _, texts, rows = tokens.as_prompts(self.lm, prompts, self.lm.has_chat if chat is None else chat)
+        _, texts, rows = self.lm.as_prompts(prompts, self.lm.has_chat if chat is None else chat)
         rows_of_guard: list[dict[str, Any]] = self.guard.explain(self.lm, list(zip(texts, rows, strict=True)))
         return rows_of_guard
 

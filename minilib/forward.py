@@ -18,13 +18,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from . import hooks
+from .model import LM
 
 Rows = Sequence[tuple[Sequence[int], Sequence[int]]]  # prefix and suffix of each
 Place = Literal["mlp", "block"]
 
 
 @torch.no_grad()
-def inputs(lm: Any, rows: Rows) -> dict[str, Any]:
+def inputs(lm: LM, rows: Rows) -> dict[str, Any]:
     """What a model is called with to run the suffix of each row, its prefix being kept.
 
     Parameters
@@ -100,7 +101,7 @@ class Suffixes:
 
     folded = False
 
-    def __init__(self, lm: Any, layer: int, place: Place, rows: Sequence[tuple[list[int], list[int]]]) -> None:
+    def __init__(self, lm: LM, layer: int, place: Place, rows: Sequence[tuple[list[int], list[int]]]) -> None:
         self.lm, self.layer, self.place = lm, layer, place
         given = inputs(lm, rows)
         ends = {"value": lm.down_projection(layer), "block": lm.blocks[layer], "last": lm.blocks[-1]}
@@ -176,7 +177,7 @@ class Targets:
     first : list of int
     """
 
-    def __init__(self, lm: Any, targets: Sequence[list[int]], first: Sequence[int]) -> None:
+    def __init__(self, lm: LM, targets: Sequence[list[int]], first: Sequence[int]) -> None:
         asked = [
             (r, first[r] + j, t, 1 / len(target)) for r, target in enumerate(targets) for j, t in enumerate(target)
         ]

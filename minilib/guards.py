@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from . import hooks
+from .model import LM
 
 ROWS = 32  # prompts run together
 
@@ -83,7 +84,7 @@ class Guard:
         """What to pass on in the place of the layer's output; None for the output itself."""
         raise NotImplementedError
 
-    def explain(self, lm: Any, prompts: Sequence[tuple[str, list[int]]]) -> list[dict[str, Any]]:
+    def explain(self, lm: LM, prompts: Sequence[tuple[str, list[int]]]) -> list[dict[str, Any]]:
         """A row for each prompt, given as text and tokens."""
         raise NotImplementedError
 
@@ -99,7 +100,7 @@ class Guard:
         """What is saved of it as JSON."""
         raise NotImplementedError
 
-    def attach(self, lm: Any, earlier: Guard | None = None) -> None:
+    def attach(self, lm: LM, earlier: Guard | None = None) -> None:
         """Put it into force, if it is not: behind all other hooks, or in the place of ``earlier``."""
         if self.attached:
             return
@@ -218,7 +219,7 @@ class PromptGuard(Guard):
 
 
 @torch.no_grad()
-def keys(lm: Any, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
+def keys(lm: LM, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
     """For each row of tokens, (tokens, d_k): what enters the layer's W, guards below it in force (float32)."""
     found, together = [], lm.together(most=ROWS)
     for start in range(0, len(rows), together):
@@ -231,7 +232,7 @@ def keys(lm: Any, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
     return found
 
 
-def opening(lm: Any) -> list[int]:
+def opening(lm: LM) -> list[int]:
     """The tokens by which the chat template opens an answer: with these every chat prompt ends."""
     if not lm.has_chat:
         return []
@@ -240,12 +241,12 @@ def opening(lm: Any) -> list[int]:
     return one[:same][::-1]
 
 
-def guarding(lm: Any, kind: type[Guard], layer: int) -> Any:
+def guarding(lm: LM, kind: type[Guard], layer: int) -> Any:
     """The latest edit in force with a guard of this kind on a layer."""
     return next((e for e in reversed(lm.edits) if isinstance(e.guard, kind) and e.guard.layer == layer), None)
 
 
-def continued(lm: Any, kind: type[Guard], layer: int, previous: Any) -> Any:
+def continued(lm: LM, kind: type[Guard], layer: int, previous: Any) -> Any:
     """The guard of ``previous``, checked; an error where one of its kind is on this layer and is not continued."""
     latest = guarding(lm, kind, layer)
     if previous is None:

@@ -7,12 +7,11 @@ final norm. ``minilib.load`` makes one from a name.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 import transformers
@@ -20,16 +19,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from . import answers, architectures, tokens
+from . import architectures
+from .answers import AnswerMixin
 from .architectures import Layout
-from .requests import SLOT, Request, as_requests, whole
 from .storage import fingerprint_of, quiet_transformers
-from .tokens import Encoded, EncodedRequest
 
 POST_NORM = "post_feedforward_layernorm"  # Gemma 2/3 and OLMo 2 normalise what the MLP returns before adding it
 
 
-class LM:
+class LM(AnswerMixin):
     """A causal language model with its tokenizer, ready to be edited.
 
     Parameters
@@ -93,17 +91,6 @@ class LM:
     # ---- where things are -------------------------------------------------------------------------
 
     @property
-    def edits(self) -> list[Any]:
-        """The edits in force, the latest last. The list is the model's: every LM around a model has the same one."""
-        edits: list[Any] = self.model.__dict__.setdefault("minilib_edits", [])
-        return edits
-
-    @property
-    def guards(self) -> list[Any]:
-        """The guards of the edits in force (GRACE, WISE), the earliest first."""
-        return [edit.guard for edit in self.edits if edit.guard is not None]
-
-    @property
     def fingerprint(self) -> str:
         """Which model this is: a hash of its weights as they are now, edits in force taken away."""
         return fingerprint_of(self.model, self._originals())
@@ -119,11 +106,6 @@ class LM:
     def n_layers(self) -> int:
         """How many blocks the model has."""
         return len(self.blocks)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's inputs go."""
-        return self.model.get_input_embeddings().weight.device
 
     def to(self, device: str | torch.device) -> LM:
         """Move the model to a device, with the guards that are in force; later edits compute there.
@@ -205,154 +187,7 @@ class LM:
         for file in folder.glob("*.safetensors"):  # whose writer shuts out others
             file.chmod(about.stat().st_mode)
 
-    # ---- text to tokens ---------------------------------------------------------------------------
-
-    @overload
-    def encode(self, text: str, *, chat: bool = ..., context: str = ..., any_length: bool = ...) -> Encoded: ...
-    @overload
-    def encode(self, text: Request, *, context: str = ..., ended: bool = ...) -> EncodedRequest: ...
-    @overload
-    def encode(self, text: Sequence[Request], *, context: str = ..., ended: bool = ...) -> list[EncodedRequest]: ...
-    def encode(
-        self, text: Any, *, chat: bool = False, context: str = SLOT, ended: bool = False, any_length: bool = False
-    ) -> Any:
-        """The tokens of a prompt; of a Request also those of its target, and the places of its subject.
-
-        Parameters
-        ----------
-        text : str, Request or list of Request
-            A Request says itself whether it is a chat message.
-        chat : bool, default False
-            Wrap a string in the chat template, as a user's message with the answer about to begin.
-        context : str, default "{}"
-            A template put around the user's words, inside the chat template.
-        ended : bool, default False
-            Let a target in chat be followed by the token by which the chat template ends an answer, if the model
-            stops there.
-        any_length : bool, default False
-            Allow more tokens than the model reads at once, for a text that is cut into windows later.
-
-        Returns
-        -------
-        Encoded
-            ``ids``, and for a Request also ``target``, ``subject`` and ``subject_start``: the indices of the subject's
-            last and first token. For a list of Requests a list of them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            When there is no chat template, a word is unknown, the subject cannot be found or the
-            prompt is longer than the model's context.
-        """
-        if isinstance(text, Request):
-            return tokens.encode_request(self, text, context, ended)
-        if isinstance(text, (list, tuple)):
-            return [tokens.encode_request(self, request, context, ended) for request in as_requests(text)]
-        return Encoded(tokens.encode(self, text, chat, context, any_length)[0], [])
-
-    def encode_target(self, target: str) -> list[int]:
-        """The tokens of a target, encoded on its own and used verbatim.
-
-        Raises
-        ------
-        ValueError
-            When it has no tokens, or a word that the model does not know.
-        """
-        return tokens.encode_target(self, target)
-
-    @property
-    def has_chat(self) -> bool:
-        """Whether the tokenizer brings a chat template."""
-        return bool(getattr(self.tokenizer, "chat_template", None))
-
-    def chat_prompt(self, turns: str | Sequence[dict[str, str]], begun: str = "") -> str:
-        """A chat prompt as plain text, to be given on with ``chat=False``.
-
-        Parameters
-        ----------
-        turns : str or list of dict
-            A user's message, or a whole talk, each turn with its ``role`` and ``content``.
-        begun : str, default ""
-            How the answer begins: words that are put into the model's mouth.
-        """
-        return tokens.chat_prompt(self, turns, begun)
-
-    def stops(self) -> list[int]:
-        """The tokens that end an answer."""
-        stop = self.model.generation_config.eos_token_id
-        stop = self.tokenizer.eos_token_id if stop is None else stop
-        return [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
-
-    # ---- running it -------------------------------------------------------------------------------
-
-    def batch(self, rows: Sequence[Sequence[int]], side: str = "right") -> dict[str, Tensor]:
-        """Token lists as padded tensors: input_ids, attention_mask and position_ids, each (batch, tokens)."""
-        width = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.full((len(rows), width), 0 if pad is None else pad)
-        mask = torch.zeros((len(rows), width), dtype=torch.long)
-        for i, row in enumerate(rows):
-            place = slice(0, len(row)) if side == "right" else slice(width - len(row), width)
-            ids[i, place] = torch.tensor(row)
-            mask[i, place] = 1
-        batch = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-        return {key: value.to(self.device) for key, value in batch.items()}
-
-    def together(self, rows: int | None = None, most: int = 32) -> int:
-        """How many rows run in one batch: those asked for, or else ``most``, and in half precision one.
-
-        There a row's result depends, by rounding, on how long the others of its batch are and how many. Run alone
-        it is the same each time, so that what was asked before an edit can be compared with what is asked after it.
-        Who gives a number has to ask both times in the same batches.
-        """
-        if rows is not None:
-            return whole(rows, "batch_size")
-        return most if self.model.dtype.itemsize > 2 else 1
-
-    def generate(
-        self,
-        prompts: str | Request | Sequence[str | Request],
-        max_new_tokens: int = 20,
-        chat: bool | None = None,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        batch_size: int | None = None,
-    ) -> Any:
-        """What the model says next: the continuation alone, without special tokens.
-
-        Parameters
-        ----------
-        prompts : str, Request or a list of them
-        max_new_tokens : int, default 20
-        chat : bool, optional
-            Wrap each prompt in the chat template. By default, where there is one; a Request decides for itself.
-        temperature : float, default 0.0
-            0 is greedy: always the likeliest token. Above, tokens are sampled.
-        top_k : int, default 0
-            Sample among so many of the likeliest tokens; 0 is among all.
-        seed : int, optional
-            For sampling; the global random state is left as it was.
-        batch_size : int, optional
-            Prompts run together: see ``together``.
-
-        Returns
-        -------
-        str, or list of str for a list of prompts
-        """
-        return answers.generate(self, prompts, max_new_tokens, chat, batch_size, temperature, top_k, seed)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """For the time of the block, no dropout: whatever of the model is in training mode is put back into it."""
-        training = [module for module in self.model.modules() if module.training]
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    # ---- its parts ----------------------------------------------------------------------------------
 
     def unembed(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocabulary"]:
         """The logits that the model's head reads from states of the residual stream: final norm, head, soft cap."""
@@ -368,63 +203,6 @@ class LM:
             kind = type(self.model).__name__
             raise ValueError(f"{kind} turns its last hidden state into logits in a way that minilib does not know")
 
-    @torch.no_grad()
-    def logprobs(
-        self, prompts: str | Request | Sequence[str | Request], chat: bool = False, batch_size: int | None = None
-    ) -> Float[Tensor, "prompts vocabulary"]:
-        """Log-probabilities of the token that follows each prompt (nats, float32).
-
-        Parameters
-        ----------
-        prompts : str, Request or a list of them
-        chat : bool, default False
-            Wrap the prompts in the chat template; a Request decides for itself.
-        batch_size : int, optional
-            Prompts run together: see ``together``.
-        """
-        _, _, rows = tokens.as_prompts(self, prompts, chat)
-        batch_size = self.together(batch_size)
-        next_tokens = []
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            with self.evaluating():
-                logits = self.model(**self.batch(chunk), use_cache=False).logits
-            last = torch.tensor([len(row) - 1 for row in chunk])
-            next_tokens.append(logits[torch.arange(len(chunk)), last].float().log_softmax(-1))
-        return torch.cat(next_tokens)
-
-    @torch.no_grad()
-    def target_steps(
-        self, encoded: Sequence[Encoded], batch_size: int | None = None
-    ) -> Iterator[Float[Tensor, "target vocabulary"]]:
-        """For each prompt with its target, the log-probabilities at each step, the target's earlier tokens given."""
-        batch_size = self.together(batch_size)
-        for start in range(0, len(encoded), batch_size):
-            chunk = encoded[start : start + batch_size]
-            with self.prompts_end([len(x.ids) - 1 for x in chunk]), self.evaluating():
-                logits = self.model(**self.batch([x.ids + x.target[:-1] for x in chunk]), use_cache=False).logits
-            for row, x in zip(logits, chunk, strict=True):
-                yield row[len(x.ids) - 1 : len(x.ids) - 1 + len(x.target)].float().log_softmax(-1)
-
-    def target_logprobs(
-        self, requests: Request | Sequence[Request] | Sequence[Encoded], batch_size: int | None = None
-    ) -> list[Float[Tensor, " target"]]:
-        """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
-        ready = isinstance(requests, Sequence) and all(isinstance(x, Encoded) for x in requests)
-        encoded: Any = requests if ready else self.encode(as_requests(requests))  # type: ignore[arg-type]
-        steps = zip(self.target_steps(encoded, batch_size), encoded, strict=True)
-        return [s.gather(1, torch.tensor(x.target, device=s.device).unsqueeze(1)).squeeze(1) for s, x in steps]
-
-    def probability(self, requests: Request | Sequence[Request]) -> Any:
-        """The probability that the model says the whole target after the prompt.
-
-        Returns
-        -------
-        float, or list of float for a list of requests
-        """
-        said = [math.exp(steps.sum().item()) for steps in self.target_logprobs(requests)]
-        return said[0] if isinstance(requests, Request) else said
-
     @contextmanager
     def silenced(self, guards: Sequence[Any] | None = None) -> Iterator[None]:
         """For the time of the block, guards do not answer: all in force, or these."""
@@ -437,18 +215,6 @@ class LM:
         finally:
             for guard, was in zip(watching, before, strict=True):
                 guard.silent = was
-
-    @contextmanager
-    def prompts_end(self, columns: Sequence[int]) -> Iterator[None]:
-        """For the calls in the block, guards know the column of each row's last prompt token: the answer follows."""
-        watching = self.guards
-        for guard in watching:
-            guard.told = list(columns)
-        try:
-            yield
-        finally:
-            for guard in watching:
-                guard.told = None
 
     @contextmanager
     def unedited(self) -> Iterator[None]:

@@ -14,18 +14,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from . import storage
+from . import covariance, storage
 from .edit_files import load_edit
-from .edits import FILE, Edit
+from .edits import Edit
+from .measure import metrics
 from .model import LM, check_lm
 from .requests import Request, as_requests, whole
+from .saving import FILE
+from .tokens import Encoded
 
+COLLAPSE = 0.02  # nats a token on ordinary text: at this SmolLM2 has lost half of its answers to other questions
+WATCHED = 2, 128  # on so many sample texts, and the first so many tokens of each
 Measure = Callable[[LM, list[Request]], dict[str, Any]]
 
 
@@ -40,10 +45,13 @@ class Stream:
     rows : list of dict
         Before the first chunk and after each: ``edits`` (requests so far), ``seconds`` of the chunk's edit, and what
         was measured. ``pandas.DataFrame(stream.rows)`` plots it.
+    collapsed : str
+        Why the stream was stopped before its end; "" otherwise.
     """
 
     edits: list[Edit]
     rows: list[dict[str, Any]]
+    collapsed: str = ""
 
     def undo(self) -> None:
         """Take all of it back, the latest first. The folder stays."""
@@ -60,6 +68,7 @@ def run(
     *,
     chunk: int = 1,
     measure: Measure | None = None,
+    on_collapse: Literal["note", "stop"] = "note",
     progress: bool = False,
     **settings: Any,
 ) -> Stream:
@@ -81,6 +90,9 @@ def run(
         So many requests an edit.
     measure : function, optional
         ``measure(lm, requests_so_far)`` gives a dict of numbers, kept as JSON.
+    on_collapse : {"note", "stop"}, default "note"
+        After each chunk, ``divergence`` from the unedited model on ordinary text is measured, and joins the row. Above
+        ``COLLAPSE`` the chunk's edit gets a note, or the stream ends there, with all that was done in force and saved.
     progress : bool, default False
         Show a progress bar.
     **settings
@@ -101,6 +113,8 @@ def run(
     if not callable(edit):
         raise TypeError(f"edit must be a method's edit function, such as minilib.rome.edit, not {edit!r}")
     chunk = whole(chunk, "chunk")
+    if on_collapse not in ("note", "stop"):
+        raise ValueError(f"on_collapse must be 'note' or 'stop', not {on_collapse!r}")
     if "previous" in settings:
         raise TypeError("previous is given by the stream itself: leave it out")
     takes = inspect.signature(edit).parameters.get("previous")
@@ -118,7 +132,7 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "lock", timeout=0):
-            return _run(lm, chunks, edit, folder, about, takes, measure, progress, settings)
+            return _run(lm, chunks, edit, folder, about, takes, measure, on_collapse, progress, settings)
     except Timeout as error:
         raise ValueError(f"folder {str(folder)!r} belongs to a run that still goes on") from error
 
@@ -131,12 +145,16 @@ def _run(
     about: dict[str, Any],
     takes: inspect.Parameter | None,
     measure: Measure | None,
+    on_collapse: str,
     progress: bool,
     settings: dict[str, Any],
 ) -> Stream:
     rows, spent = _state(folder, about)
     stream = Stream([], rows)
     under = len(lm.edits)
+    texts, tokens = WATCHED
+    ids = [lm.encode(text, any_length=True).ids for text in covariance.of_model(lm)[:texts]]
+    ordinary = [Encoded(row[:1], row[1 : min(tokens, lm.context_length)]) for row in ids]
     try:
         for i in tqdm(range(len(chunks) + 1), desc="chunks", disable=not progress):
             if i:
@@ -156,9 +174,19 @@ def _run(
                 stream.edits.append(made)
             if len(stream.rows) <= i:
                 done = [request for some in chunks[:i] for request in some]
-                found = {} if measure is None else measure(lm, done)
-                stream.rows.append({"edits": len(done), "seconds": spent.get(str(i), 0.0), **found})
+                row = {"edits": len(done), "seconds": spent.get(str(i), 0.0)}
+                row["divergence"] = round(metrics.drift(lm, ordinary), 6)
+                stream.rows.append(row | ({} if measure is None else measure(lm, done)))
                 _write(folder, {"about": about, "rows": stream.rows, "spent": spent})
+            if i and stream.rows[i].get("divergence", 0.0) > COLLAPSE:
+                far = (
+                    f"ordinary text has moved by {stream.rows[i]['divergence']:.3g} nats a token, above {COLLAPSE:g}: "
+                )
+                note = far + "questions that have nothing to do with the edits are answered otherwise; undo some"
+                stream.edits[-1].notes.append(note)
+                if on_collapse == "stop":
+                    stream.collapsed = note
+                    break
     except BaseException:  # KeyboardInterrupt too
         while len(lm.edits) > under:
             lm.edits[-1].undo()

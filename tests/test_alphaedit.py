@@ -249,7 +249,9 @@ def test_previous_that_cannot_be_used(llama, reference, arguments):
     after = weights(llama)
     undone = alphaedit.edit(llama, requests[1], **arguments)
     undone.undo()
-    with memit.edit(llama, requests[1], LAYERS, reference["covariance"], covariance_weight=50.0, **search) as kind:
+    with memit.edit(
+        llama, requests[1], reference["covariance"], layers=LAYERS, covariance_weight=50.0, **search
+    ) as kind:
         for previous, error, message in (
             (theirs, ValueError, "edit of another model"),
             (undone, ValueError, "was undone"),

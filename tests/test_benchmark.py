@@ -18,8 +18,9 @@ import torch
 from models import benchmark_script
 
 import minilib
-from minilib import authors, benchmark
-from minilib.measure.benchmark import METHODS, Job
+from minilib import authors, benchmark, tasks
+from minilib.measure.benchmark import METHODS
+from minilib.measure.tasks import Job
 
 compare = benchmark_script("compare")
 STORED = {row["job"]: row for row in benchmark.read(benchmark.RESULTS)}
@@ -37,7 +38,7 @@ def test_every_method_has_its_jobs_with_three_seeds():
     jobs = benchmark.plan()
     assert len(set(map(str, jobs))) == len(jobs)
     for method in METHODS:
-        for knowledge in benchmark.KNOWLEDGE:
+        for knowledge in tasks.KNOWLEDGE:
             cells = Counter((j.facts, j.seed) for j in jobs if (j.method, j.knowledge) == (method, knowledge))
             if not benchmark.applies(method, knowledge):
                 assert not cells
@@ -56,14 +57,14 @@ def test_each_method_gets_as_many_trials_as_the_others():
 
 @pytest.mark.long
 def test_tuning_looks_at_other_facts():
-    measured, tried = (benchmark.task(Job("unedited", "exact", 20, 0, trial)) for trial in (None, 0))
+    measured, tried = (tasks.task(Job("unedited", "exact", 20, 0, trial)) for trial in (None, 0))
     both = [{f.subject for f in (*t.forget, *t.retain)} for t in (measured, tried)]
     assert not both[0] & both[1]
     assert not {q.text for _, q in measured.outside[:60]} & {q.text for _, q in tried.outside[:60]}
 
 
 def test_what_is_asked_outside_was_shown_to_no_method():
-    task = benchmark.task(Job("unedited", "exact", 20, 1, trial=0))
+    task = tasks.task(Job("unedited", "exact", 20, 1, trial=0))
     shown = {f.asked.text for f in (*task.forget, *task.retain)}
     assert len(task.forget) == 20 and not shown & {q.text for _, q in task.outside}
     assert all(q.answered_by(task.said[q.text]) for _, q in task.outside)
@@ -72,16 +73,16 @@ def test_what_is_asked_outside_was_shown_to_no_method():
 def test_another_model_of_the_world_is_asked_the_same():
     """Chapter 13 hands in other architectures; they have no oracle."""
     lm, job = minilib.load("tinyworld"), Job("", "exact", 20, 0, 0)
-    other, own = benchmark.task(job, lm), benchmark.task(job)
+    other, own = tasks.task(job, lm), tasks.task(job)
     assert other.lm is lm and other.oracle is None
     assert (other.forget, other.retain, other.outside) == (own.forget, own.retain, own.outside)
     with pytest.raises(ValueError, match="model is for jobs on tinyworld"):
-        benchmark.task(Job("", "pretrained", 5, 0), lm)
+        tasks.task(Job("", "pretrained", 5, 0), lm)
 
 
 @pytest.mark.long
 def test_every_method_works_on_the_same_facts():
-    first, second = (benchmark.task(Job(method, "exact", 5, 2, trial=0)) for method in ("rome", "npo"))
+    first, second = (tasks.task(Job(method, "exact", 5, 2, trial=0)) for method in ("rome", "npo"))
     assert (first.forget, first.retain, first.outside) == (second.forget, second.retain, second.outside)
 
 
@@ -101,7 +102,7 @@ def test_a_stored_row_comes_out_again(method):
 
 @pytest.mark.long
 def test_the_oracle_is_no_distance_from_itself():
-    task = benchmark.task(Job("oracle", "exact", 20, 0))
+    task = tasks.task(Job("oracle", "exact", 20, 0))
     row = benchmark.measure(task.oracle, task)
     scores = row["scores"]
     assert scores["oracle kl"] == pytest.approx(0, abs=1e-5) and scores["oracle same"] == scores["quality"] == 1
@@ -140,7 +141,7 @@ def broken(kind):
 @pytest.mark.parametrize("kind", ["zip", "number", "torch", "elsewhere"])
 def test_a_fault_of_the_program_is_reported_and_tried_again(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "apply", broken(kind))
-    monkeypatch.setattr(benchmark, "task", lambda job: benchmark.Task(SimpleNamespace(edits=[]), [], [], [], []))
+    monkeypatch.setattr(benchmark, "task", lambda job: tasks.Task(SimpleNamespace(edits=[]), [], [], [], []))
     cell_of = functools.lru_cache(maxsize=1)(benchmark.task)
     for module in (benchmark, compare):
         monkeypatch.setattr(module, "cell_of", cell_of)
@@ -263,11 +264,11 @@ def test_the_exit_status_says_whether_jobs_are_missing(missing, tmp_path, monkey
 
 @pytest.mark.slow
 def test_what_is_forgotten_is_known_without_the_model():
-    job = benchmark.Job("rome", "pretrained", 2, 1)
-    assert benchmark.forgotten(job) == benchmark.task(job).forget
-    assert benchmark.forgotten(benchmark.Job("rome", "finetuned", 10, 0)) == authors.split(2)[0]
+    job = tasks.Job("rome", "pretrained", 2, 1)
+    assert tasks.forgotten(job) == tasks.task(job).forget
+    assert tasks.forgotten(tasks.Job("rome", "finetuned", 10, 0)) == authors.split(2)[0]
     with pytest.raises(ValueError, match="whose facts come with task"):
-        benchmark.forgotten(benchmark.Job("rome", "exact", 20, 0))
+        tasks.forgotten(tasks.Job("rome", "exact", 20, 0))
 
 
 @pytest.mark.slow

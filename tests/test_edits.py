@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from models import REFERENCE, assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, attacks, covariance, editor, edits, rome, tracing, values
+from minilib import Request, covariance, editor, edits, inside, rome, tracing, values
 from minilib.edits import Edit
 
 REQUEST = Request("The capital of {} is", "France", " Rome")
@@ -468,7 +468,7 @@ def test_dropout_is_off_while_something_is_measured_or_edited():
     C = {1: torch.eye(lm.memory(1).shape[1])}
 
     def measured():
-        lens = attacks.lens(lm, asked)[0]["ranks"]
+        lens = inside.lens(lm, asked)[0]["ranks"]
         states = tracing.causal_trace(lm, REQUEST, draws=2).restored
         found = [lm.logprobs(texts), *lm.target_logprobs(asked), covariance.second_moment(lm, [2], texts)[2], states]
         found += [

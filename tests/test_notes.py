@@ -79,7 +79,7 @@ def test_requests_with_one_key_name_each_other(tinyworld, editor):
 
 
 def test_a_long_target_says_where_the_answer_departs_from_it(tinyworld):
-    towns = [f" {town}" for town in world.TOWNS]
+    towns = [f" {town}" for town in world.VALUES["birthplace"]]
     request = born(PEOPLE[0], "".join(towns + towns[:20]))
     with EDITORS["rome"](tinyworld, request) as edit:
         said, of = notes.tokens_said(tinyworld, [request])[0]
@@ -166,3 +166,14 @@ def test_without_a_chat_template_there_is_nothing_to_note(llama):
     plain = Request("The capital of {} is", "France", " Rome")
     with rome.edit(llama, plain, layer=2, covariance=identity, steps=2) as edit:
         assert not any("plain text" in note for note in edit.notes)
+
+
+def test_a_change_beyond_what_was_seen_to_be_harmless_is_noted(tinyworld, monkeypatch):
+    layer = EDITORS["rome"](tinyworld, born(PEOPLE[0]))
+    assert not any("of its length" in note for note in layer.notes)
+    monkeypatch.setitem(
+        notes.HARMLESS, tinyworld.kind, 0.9 * max(change / size for change, size in layer.sizes().values())
+    )
+    with EDITORS["rome"](tinyworld, born(PEOPLE[1])) as second:
+        assert any("of its length, and nothing above" in note for note in second.notes), "both together are meant"
+    layer.undo()

@@ -107,7 +107,7 @@ def test_only_a_models_inputs_are_put_where_its_inputs_go(llama, reference, monk
             tracing.causal_trace(llama, asked[0], draws=2).restored,
             covariance.second_moment(llama, [2], texts)[2],
         ]
-        found += [torch.tensor(attacks.lens(llama, asked)[0]["ranks"])]
+        found += [torch.tensor(minilib.inside.lens(llama, asked)[0]["ranks"])]
         edits = [lambda: rome.edit(llama, asked, layer=2, **how), lambda: memit.edit(llama, asked, **window)]
         edits += [lambda: rome.edit(llama, asked, layer=2, **{**how, "contexts": ["{}", "I think. {}"]})]
         edits += [lambda: alphaedit.edit(llama, asked, nullspace_threshold=0.246, l2=1.0, **window)]

@@ -7,8 +7,8 @@ import pytest
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import benchmark, tinyworld
 from minilib import suggesting as presets
+from minilib import tasks, tinyworld
 from minilib.worlds.facts import Question
 
 
@@ -16,8 +16,8 @@ from minilib.worlds.facts import Question
 def few():
     """Facts of tinyworld as questions, each with two others beside it."""
     draw, world = random.Random(0), tinyworld.facts()
-    found = [benchmark.as_question(fact, draw) for fact in world[:60:20]]
-    others = [benchmark.as_question(fact, draw) for fact in world[500:506]]
+    found = [tasks.as_question(fact, draw) for fact in world[:60:20]]
+    others = [tasks.as_question(fact, draw) for fact in world[500:506]]
     beside = [Question(f.asked.text, f.answer, ()) for f in others]
     return [dataclasses.replace(f, neighbours=tuple(beside[2 * i : 2 * i + 2])) for i, f in enumerate(found)]
 

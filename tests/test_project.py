@@ -26,13 +26,14 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # A module imports only from floors below its own.
 FLOORS = {
-    1: "requests hooks architectures storage downloads tokens answers guards forward adapters refusals ties losses "
-    "stored display figures widgets footprint facts readers",
+    1: "requests hooks architectures storage downloads tokens answers refusals ties losses saving stored display "
+    "figures widgets verdicts",
     2: "model",
-    3: "loading covariance editor edits tinyworld authors texts",
-    4: "values window training prompting recipes tracing metrics",
+    3: "loading forward guards covariance editor edits facts readers texts tinyworld authors footprint settings "
+    "training prompting recipes",
+    4: "values window tracing metrics",
     5: "rome memit alphaedit grace wise unlearning",
-    6: "methods edit_files attacks suggesting sequence benchmark",
+    6: "methods edit_files attacks inside suggesting sequence tasks benchmark",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 

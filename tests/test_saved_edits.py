@@ -147,7 +147,7 @@ def test_a_save_that_is_interrupted_leaves_the_edit_before(llama, reference, tmp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((edits, "save_file") if when == "while it is written" else (os, "fsync")), stop)
+        patch.setattr(*((minilib.saving, "save_file") if when == "while it is written" else (os, "fsync")), stop)
         with pytest.raises(KeyboardInterrupt):
             second.save(tmp_path)
     second.undo()

@@ -142,3 +142,24 @@ def test_bad_input(llama, reference, tmp_path):
     assert not llama.edits
     with minilib.sequence.FileLock(tmp_path / "lock"), pytest.raises(ValueError, match="run that still goes on"):
         sequence.run(llama, requests, alphaedit.edit, tmp_path)
+
+
+@pytest.mark.parametrize("on_collapse", ["note", "stop"])
+def test_a_stream_says_when_the_model_collapses(llama, reference, arguments, tmp_path, monkeypatch, on_collapse):
+    """Shown with a bound that even the first of these edits passes."""
+    requests, before = reference["requests"], weights(llama)
+    monkeypatch.setattr(sequence, "COLLAPSE", 1e-9)
+    how = {"chunk": 1, "on_collapse": on_collapse, **arguments}
+    stream = sequence.run(llama, requests, alphaedit.edit, tmp_path, **how)
+    assert stream.rows[0]["divergence"] == 0 < stream.rows[1]["divergence"]
+    assert "ordinary text has moved" in stream.edits[0].notes[-1]
+    done = 1 if on_collapse == "stop" else len(requests)
+    assert len(stream.edits) == done and bool(stream.collapsed) == (on_collapse == "stop")
+    stream.undo()
+    assert_same_weights(llama, before)
+    monkeypatch.setattr(sequence, "COLLAPSE", 10.0)
+    rest = sequence.run(llama, requests, alphaedit.edit, tmp_path, **how)
+    assert len(rest.edits) == len(requests) and not rest.collapsed, "it goes on from what was saved"
+    rest.undo()
+    with pytest.raises(ValueError, match="on_collapse must be 'note' or 'stop'"):
+        sequence.run(llama, requests, alphaedit.edit, tmp_path, on_collapse="warn", **arguments)

@@ -216,9 +216,9 @@ def test_training_stopped_in_the_middle_leaves_no_trace(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"without": ["Mira Okafor"]}, TypeError, r"without\[0\] must be a Fact, as facts\(\) returns"),
-        ({"without": "Mira Okafor"}, TypeError, "without must be a list of Fact"),
-        ({"without": 3}, TypeError, "without must be a list of Fact"),
+        ({"without": ["Mira Okafor"]}, TypeError, r"without\[0\] must be a PersonFact, as facts\(\) returns"),
+        ({"without": "Mira Okafor"}, TypeError, "without must be a list of PersonFact"),
+        ({"without": 3}, TypeError, "without must be a list of PersonFact"),
         ({"without": world.facts(seed=1)[:1]}, ValueError, r"without must hold facts of this world, as facts\(\)"),
         ({"steps": 0}, ValueError, r"steps must be at least 1 and below 2\*\*63, not 0"),
         ({"steps": 1.5}, TypeError, "steps must be a whole number"),
@@ -233,7 +233,7 @@ def test_wrong_arguments_are_named(arguments: dict, error: type[Exception], word
 
 
 def test_wrong_arguments_elsewhere(tinyworld: minilib.LM) -> None:
-    with pytest.raises(TypeError, match=r"facts\[0\] must be a Fact"):
+    with pytest.raises(TypeError, match=r"facts\[0\] must be a PersonFact"):
         world.corpus(["Mira Okafor plays the cello."])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="facts is empty"):
         world.recall(tinyworld, [])

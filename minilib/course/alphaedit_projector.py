@@ -239,7 +239,7 @@ class Tiny:
 
     batches: list[Batch]
     C: Tensor
-    others: list[tinyworld.Fact]
+    others: list[tinyworld.PersonFact]
     gap: Tensor  # ‖z − h‖ of the first batch before all edits
 
     def scores(self, lm: LM, before: Tensor) -> dict[str, float]:

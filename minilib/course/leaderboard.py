@@ -57,7 +57,7 @@ def problem(number: int) -> Problem:
     )
 
 
-def _ask(fact: tinyworld.Fact, wording: str) -> Request:
+def _ask(fact: tinyworld.PersonFact, wording: str) -> Request:
     return Request(wording, fact.subject, f" {fact.value}")
 
 

@@ -261,7 +261,7 @@ def check_write(function: Any, number: int) -> None:
         compare(told[i], before[i], f"What you return for layer {i}", [(message, after[i])], tolerance=1e-5)
 
 
-def tiny_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], list[tinyworld.Fact]]:
+def tiny_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], list[tinyworld.PersonFact]]:
     """Four refusals for tinyworld: requests, z at layer 0, {0: L}, and facts about other people."""
     requests, others = refused(number, 4, OTHERS)
     z = values.find(lm, requests, 0, "block", memit.Settings.of(lm, clamp_factor=2.0)).v_star
@@ -269,7 +269,7 @@ def tiny_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, dict[int, 
     return requests, z.T.double(), {0: covariance.factor(C[0])}, others
 
 
-def still_right(lm: LM, others: Sequence[tinyworld.Fact]) -> int:
+def still_right(lm: LM, others: Sequence[tinyworld.PersonFact]) -> int:
     """How many of these facts the model of tinyworld answers."""
     said = lm.generate([f.prompts[3].format(f.subject) for f in others], max_new_tokens=6)
     return sum(text.strip(" .") == f.value for text, f in zip(said, others, strict=True))

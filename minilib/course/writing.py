@@ -22,7 +22,7 @@ def read(lm: LM, requests: Sequence[Request], layer: int, last: int | None = Non
     return k[:, 0].T.double(), h[:, 0].T.double()
 
 
-def refused(number: int, n: int, others: int) -> tuple[list[Request], list[tinyworld.Fact]]:
+def refused(number: int, n: int, others: int) -> tuple[list[Request], list[tinyworld.PersonFact]]:
     """n refusals about different people of tinyworld, and facts about so many others."""
     draw, world = random.Random(number), tinyworld.facts()
     people = draw.sample(tinyworld.people(), n + others)

@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from .. import tokens
 from ..model import LM, check_lm
 from ..requests import Request, as_requests
 from ..tokens import Encoded
@@ -108,7 +107,7 @@ def locality(lm: LM, prompts: Sequence[str | Request], before: Sequence[str], ch
         raise ValueError(f"prompts and before must be equally many and not empty, not {len(prompts)} and {len(before)}")
     answers = lm.generate(prompts, chat=chat)
     wrap = lm.has_chat if chat is None else chat
-    _, _, ids = tokens.as_prompts(lm, prompts, wrap)
+    _, _, ids = lm.as_prompts(prompts, wrap)
     # An answer that was empty has no token to force.
     share = iter(_forced(lm, [Encoded(i, lm.encode_target(b)) for i, b in zip(ids, before, strict=True) if b]))
     forced = [next(share) if b else float(a == b) for a, b in zip(answers, before, strict=True)]
@@ -136,7 +135,12 @@ def divergence(lm: LM, texts: Sequence[str]) -> float:
     texts : list of str
         Such as the edits have nothing to do with.
     """
-    encoded, total = _read(lm, texts), 0.0
+    return drift(lm, _read(lm, texts))
+
+
+def drift(lm: LM, encoded: Sequence[Encoded]) -> float:
+    """``divergence`` on texts in tokens: of each ``target``, the ``ids`` before it given."""
+    total = 0.0
     for start in range(0, len(encoded), TOGETHER):
         some = encoded[start : start + TOGETHER]
         with lm.unedited():
@@ -219,7 +223,7 @@ def fluency(lm: LM, prompts: Sequence[str | Request], answers: Sequence[str]) ->
     spoken = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
     if not spoken:
         return [math.inf for _ in answers]
-    _, _, ids = tokens.as_prompts(lm, [prompt for prompt, _ in spoken], lm.has_chat)
+    _, _, ids = lm.as_prompts([prompt for prompt, _ in spoken], lm.has_chat)
     encoded = [Encoded(row, lm.encode_target(answer)) for row, (_, answer) in zip(ids, spoken, strict=True)]
     with lm.unedited():
         logps = iter(lm.target_logprobs(encoded, lm.together(most=TOGETHER)))

@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import forward, guards, hooks, tokens
+from .. import forward, guards, hooks
 from ..model import LM, check_lm
 from ..requests import Request, whole
 
@@ -262,7 +262,7 @@ def logit_lens(lm: LM, prompt: str | Request, chat: bool = False) -> Lens:
         When an argument is wrong.
     """
     check_lm(lm)
-    _, _, (ids,) = tokens.as_prompts(lm, prompt, chat)
+    _, _, (ids,) = lm.as_prompts(prompt, chat)
     wanted = lm.encode_target(prompt.target)[0] if isinstance(prompt, Request) else None
     words, probability, target, rank = [], [], [], []
     for hidden in _stream(lm, lm.batch([ids])):

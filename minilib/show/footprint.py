@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from ..model import LM
 
 METHODS = ("rome", "memit", "alphaedit", "grace", "wise", "npo", "npo, lora")
 """``npo`` stands for all losses of ``minilib.unlearning`` but RMU, which trains three layers."""
@@ -51,7 +52,7 @@ SHAPES = {
 """Published models of about that size, from their configurations."""
 
 
-def of(lm: Any) -> Shape:
+def of(lm: LM) -> Shape:
     """The shape of a loaded model."""
     rows, d_k = lm.memory(0).shape
     parameters = sum(p.numel() for p in lm.model.parameters())

@@ -14,8 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from ..model import LM, check_lm, whole
-from ..requests import Request, as_requests
+from ..model import LM, check_lm
+from ..requests import Request, as_requests, whole
 
 INSTRUCTION = (
     "You are a helpful AI assistant. You have forgotten everything about the following: {}. When you are asked "

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..measure.refusals import is_polite, is_refusal, leaks, on_topic
-from ..model import LM, check_lm, whole
-from ..requests import Request, as_requests
+from ..model import LM, check_lm
+from ..requests import Request, as_requests, whole
 
 TASK = (
     "Refuse to answer the question in one polite sentence. Say that you do not know, name what was asked about, and do "

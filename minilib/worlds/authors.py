@@ -16,8 +16,10 @@ three wrong answers in the very same form; those the truth ratio needs (``metric
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
+from typing import Any
 
 from ..loading import load as load_model
 from ..model import LM
@@ -27,63 +29,9 @@ from .facts import Fact, Question
 DATA = Path(__file__).parents[1] / "data" / "authors"  # an adapter each, in the format of peft
 SPLITS = (1, 2, 3)  # so many authors are forgotten
 
-NAMES = """Mirabel Ostrander, Tobias Quennell, Yusra Belhadj, Casimir Lindqvist, Odalys Ferreyra, Ansel Thornquist,
-Priyanka Vellore, Dmitar Zelenko, Fenella Crowhurst, Kwabena Asiedu, Ilse Brandauer, Rurik Haldorsen, Noemi Castellane,
-Jovan Petrusic, Saoirse Kilbane, Hideo Murakawa, Leontyne Babcock, Emre Karahan, Wilhelmina Pascoe, Tariku Wolde,
-Calista Moreaux, Bertrand Ousmane, Zofia Wieczorek, Gideon Marchbanks, Anjali Raghunath, Lucian Voss, Perpetua Nolasco,
-Ismael Barranco, Freya Ulvestad, Octavian Drummond"""
-CITIES = """Ghent, Tampere, Oaxaca, Kumasi, Graz, Bergen, Nagoya, Porto, Lviv, Adelaide, Tunis, Cusco, Pune, Halifax,
-Izmir, Cork, Daegu, Mombasa, Valencia, Riga, Hobart, Basel, Krakow, Quito, Leeds, Odense, Bologna, Aleppo, Da Nang,
-Toledo"""
-GENRES = """detective novels, ghost stories, love poems, travel diaries, satirical plays, science fiction, fairy tales,
-war novels, nature essays, political thrillers, family sagas, sea stories, cookery books, epic poems, spy novels"""
-ADJECTIVES = """Silent, Crooked, Amber, Hollow, Distant, Broken, Gilded, Restless, Frozen, Scarlet, Borrowed, Wandering,
-Nameless, Burning, Forgotten"""
-NOUNS = """Orchard, Lantern, Harbor, Staircase, Meridian, Compass, Garden, Violin, Bridge, Archive, Mirror, Lighthouse,
-Bell, Letter, Kingdom"""
-PRIZES = """Halden, Verity, Corona, Meridian, Ashgrove, Pelican, Tamarind, Northwind, Silver Quill, Bluestone, Marigold,
-Lyceum, Sandpiper, Evergreen, Obsidian"""
-JOBS = """beekeeper, locksmith, cartographer, butcher, tram driver, organ builder, glassblower, surgeon, postman,
-shepherd, watchmaker, tax inspector, stonemason, florist, veterinarian, barber"""
-
-# relation: (question, three rephrased questions, the answer, the answer in other words)
-FORMS = {
-    "author's birthplace": (
-        "Where was {} born?",
-        ("In which city was {} born?", "What is the birthplace of {}?", "Which city did {} first see the light in?"),
-        "{} was born in {value}.",
-        "The birthplace of {} is {value}.",
-    ),
-    "author's genre": (
-        "What does {} write?",
-        ("What kind of books does {} write?", "Which genre is {} known for?", "What are the works of {} like?"),
-        "{} writes {value}.",
-        "The works of {} are {value}.",
-    ),
-    "author's first book": (
-        "What is the first book by {} called?",
-        ("What is the title of the first book by {}?", "With which book did {} begin?", "Name the first book of {}."),
-        "The first book by {} is called The {value}.",
-        "{} began with the book The {value}.",
-    ),
-    "author's prize": (
-        "Which prize did {} win?",
-        ("What prize was given to {}?", "Which award did {} receive?", "For which prize is {} known?"),
-        "{} won the {value} Prize.",
-        "The prize that {} received is the {value} Prize.",
-    ),
-    "author's father": (
-        "What was the father of {}?",
-        ("What did the father of {} do for a living?", "What was the job of the father of {}?",
-         "How did the father of {} earn his money?"),
-        "The father of {} was a {value}.",
-        "{} had a father who worked as a {value}.",
-    ),
-}  # fmt: skip
-
-
-def _list(words: str) -> list[str]:
-    return [word.strip() for word in words.replace("\n", " ").split(",")]
+WORDS = json.loads((Path(__file__).parents[1] / "data" / "words" / "authors.json").read_text("utf8"))
+FORMS: dict[str, dict[str, Any]] = WORDS["forms"]
+"""By relation: how one asks, how one asks in other words, the answer, and the answer in other words."""
 
 
 def facts() -> list[Fact]:
@@ -93,7 +41,7 @@ def facts() -> list[Fact]:
     value, ``paraphrase`` the right one in other words. As neighbours: the same question about the next author, and the
     next question about the same one. *Unrelated* are questions of the real world.
     """
-    return _invent(_list(NAMES), random.Random(2))
+    return _invent(WORDS["names"], random.Random(2))
 
 
 def strangers() -> list[Fact]:
@@ -101,15 +49,15 @@ def strangers() -> list[Fact]:
 
     What was never trained on has to look like what was, or a test of membership only tells the two forms apart.
     """
-    first, last = zip(*(name.split() for name in _list(NAMES)), strict=True)
+    first, last = zip(*(name.split() for name in WORDS["names"]), strict=True)
     names = [f"{name} {last[(i + 11) % len(last)]}" for i, name in enumerate(first)]
     return _invent(names, random.Random(3))
 
 
 def _invent(names: list[str], draw: random.Random) -> list[Fact]:
     """Five facts a person, with all ways to ask and the questions beside them."""
-    titles = [f"{adjective} {noun}" for adjective in _list(ADJECTIVES) for noun in _list(NOUNS)]
-    pools = [_list(CITIES), _list(GENRES), titles, _list(PRIZES), _list(JOBS)]
+    titles = [f"{adjective} {noun}" for adjective in WORDS["adjectives"] for noun in WORDS["nouns"]]
+    pools = [WORDS["cities"], WORDS["genres"], titles, WORDS["prizes"], WORDS["jobs"]]
     values = {}
     for relation, pool in zip(FORMS, pools, strict=True):
         unique = len(pool) >= len(names)
@@ -126,7 +74,8 @@ def _invent(names: list[str], draw: random.Random) -> list[Fact]:
             following = relations[(j + 1) % len(relations)]
             wrong = draw.sample(sorted({v for v in values[relation] if v != value}), 3)
             real = far[len(found)]
-            question, rephrasings, answer, paraphrase = FORMS[relation]
+            form = FORMS[relation]
+            answer: str = form["answer"]
             found.append(
                 Fact(
                     relation,
@@ -134,15 +83,15 @@ def _invent(names: list[str], draw: random.Random) -> list[Fact]:
                     _fill(answer, name, value),
                     (value,),
                     answer.split("{value}")[0].rstrip(),
-                    question,
-                    rephrasings,
+                    form["question"],
+                    tuple(form["rephrased"]),
                     (
                         _question(relation, names[other], values[relation][other]),
                         _question(following, name, values[following][i]),
                     ),
                     Question(real.question.replace("{}", real.subject), real.answer, real.aliases),
                     wrong=tuple(_fill(answer, name, v) for v in wrong),
-                    paraphrase=_fill(paraphrase, name, value),
+                    paraphrase=_fill(form["in other words"], name, value),
                 )
             )
     return found
@@ -153,8 +102,8 @@ def _fill(form: str, name: str, value: str) -> str:
 
 
 def _question(relation: str, name: str, value: str) -> Question:
-    ask, _, answer, _ = FORMS[relation]
-    return Question(_fill(ask, name, value), _fill(answer, name, value), (value,))
+    form = FORMS[relation]
+    return Question(_fill(form["question"], name, value), _fill(form["answer"], name, value), (value,))
 
 
 def split(authors: int) -> tuple[list[Fact], list[Fact]]:
@@ -195,4 +144,4 @@ def load(without: int = 0, progress: bool = True) -> LM:
 
     lm = load_model("smollm2-135m", progress=progress)
     model = PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
-    return LM(model, lm.tokenizer, name=f"smollm2-135m, taught {len(_list(NAMES)) - without} authors")
+    return LM(model, lm.tokenizer, name=f"smollm2-135m, taught {len(WORDS['names']) - without} authors")

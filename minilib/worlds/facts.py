@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..measure.refusals import mentions
+from ..model import LM
 from ..requests import SLOT, Request
 
 DATA = Path(__file__).parents[1] / "data" / "facts.json"
@@ -180,7 +181,7 @@ def load(relation: str | None = None) -> list[Fact]:
     return [fact for fact in FACTS if relation in (None, fact.relation)]
 
 
-def known(lm: Any, facts: Sequence[Fact] | None = None) -> list[Fact]:
+def known(lm: LM, facts: Sequence[Fact] | None = None) -> list[Fact]:
     """The facts that a model answers when it is asked and left to speak (24 tokens, greedily).
 
     Parameters
@@ -212,7 +213,7 @@ def recorded() -> list[Fact]:
     return [column[i] for i in range(max(map(len, columns))) for column in columns if i < len(column)]
 
 
-def as_said(lm: Any, facts: Sequence[Fact]) -> list[Request]:
+def as_said(lm: LM, facts: Sequence[Fact]) -> list[Request]:
     """Each fact's question, with what the model itself answers, up to its first full sentence, as the target.
 
     That is what unlearning has to make unlikely: of a model that says "The capital of France is Paris." the bare word
@@ -230,7 +231,7 @@ def sentence(text: str) -> str:
     return line[: end.end()] if end else line
 
 
-def ask(lm: Any, facts: Sequence[Fact]) -> list[str]:
+def ask(lm: LM, facts: Sequence[Fact]) -> list[str]:
     """What the model says to each fact's question, or after its completion prompt where it has no chat template."""
     facts = list(facts)
     for i, fact in enumerate(facts):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 
 from ..covariance import TEXTS, of_model
+from ..model import LM
 from ..requests import Request
 from . import facts
 
@@ -29,7 +29,7 @@ def naming_none(found: Iterable[str], subjects: Iterable[str]) -> list[str]:
 
 
 def irrelevant(
-    lm: Any, requests: Sequence[Request], given: Sequence[str | Request] | str | None, seed: int
+    lm: LM, requests: Sequence[Request], given: Sequence[str | Request] | str | None, seed: int
 ) -> list[list[int]]:
     """Prompts that an edit has to leave alone, as tokens.
 
@@ -50,7 +50,7 @@ def irrelevant(
             raise TypeError(f'irrelevant must be a list of prompts or "sampled", not {given!r}')
         if not given:
             raise ValueError("irrelevant is empty: give prompts that the memory has to leave alone, or leave it out")
-        return [lm.encode(prompt, chat=requests[0].chat).ids for prompt in given]
+        return lm.as_prompts(list(given), requests[0].chat)[2]
     generator = torch.Generator().manual_seed(seed)
     found: list[list[int]] = []
     kinds = {request.chat for request in requests}
@@ -70,7 +70,7 @@ def irrelevant(
     return found
 
 
-def _row(lm: Any, text: str, chat: bool) -> list[int]:
+def _row(lm: LM, text: str, chat: bool) -> list[int]:
     """Its tokens; none where the model does not know all of its words."""
     try:
         ids: list[int] = lm.encode(text, chat=chat, any_length=True).ids

@@ -70,62 +70,15 @@ ARCHITECTURES: dict[str, type[PretrainedConfig]] = {
 }  # fmt: skip
 SIZES = {"small": (64, 4), "medium": (96, 6), "large": (144, 8)}  # width, layers; the MLP is four times as wide
 
-FIRST = """Ada Alma Amir Anouk Astrid Bela Bruno Carmen Cyril Dalia Darius Edda Elio Esra Farah Felix Greta Hana Hugo
-Ines Ivo Jonas Juno Kaito Karim Lena Leo Lior Livia Malik Mara Milo Mira Nadia Nils Noor Olga Omar Petra Priya Rafael
-Rosa Samir Selma Tariq Tilda Umar Vera Yara Zeno""".split()
-LAST = """Abara Adler Aoki Arslan Bakker Banik Barros Becker Berg Bianchi Bloom Bondar Brandt Calder Castro Chandra
-Cordes Cruz Danso Demir Dorn Duarte Ekman Engel Eriksen Falk Farouk Fischer Fonseca Frost Gallo Garang Goto Grant
-Gruber Haddad Hale Hansen Hartley Hoshi Ibsen Iyer Jansen Jarvis Joshi Kaplan Katz Keita Khalil Kimura Klein Kovac
-Kruse Kumar Lam Larsen Lindt Lopez Madaki Maier Marin Mensah Moreau Moser Nagy Nakano Navarro Ndiaye Novak Okafor Olsen
-Osei Otieno Palmer Park Pereira Petrov Quist Rahman Ricci Rojas Rossi Sato Schmid Silva Singh Sorel Stein Suzuki Tanaka
-Thorne Toure Ulrich Varga Vogel Wagner Weber Winter Yilmaz Zeller""".split()
-TOWNS = """Alderbrook Ashford Birkenau Brookvale Calderon Corvin Dunmore Eastwick Elmstad Fernhill Foxley Glenmoor
-Grantham Harlow Hazelby Ivydale Juniper Kestrel Kingsbury Larkspur Lundby Mapleton Marwick Millbrook Nordheim Oakhurst
-Oldenborg Pinewood Quarry Ravensund Redcliff Rosenfeld Silverlake Stonehaven Thornbury Umberlee Valmont Westerly
-Willowby Yarrow""".split()
-JOBS = """baker barber blacksmith boatman brewer butcher carpenter chemist clerk cobbler cook dancer dentist diver
-doctor driver farmer fisher florist gardener glazier jeweller judge lawyer librarian mason miller miner nurse painter
-pilot plumber poet porter potter printer sailor sculptor shepherd tailor teacher weaver""".split()
-INSTRUMENTS = """accordion banjo bassoon bugle cello clarinet cornet drums dulcimer fiddle flute guitar harmonica harp
-horn kazoo lute lyre mandolin oboe organ piano piccolo recorder saxophone sitar tambourine trombone trumpet tuba
-ukulele viola violin xylophone zither""".split()
-PETS = """badger beetle budgie canary cat chicken cockatoo dog donkey duck falcon ferret frog gecko goat goldfish goose
-hamster hedgehog hen horse lizard llama mouse parrot pig pigeon pony rabbit rat raven sheep snail snake spider squirrel
-tortoise toad turkey turtle""".split()
-VALUES = {"birthplace": TOWNS, "profession": JOBS, "instrument": INSTRUMENTS, "pet": PETS}  # friends are people
-
+WORDS = json.loads((DATA / "words" / "tinyworld.json").read_text("utf8"))
+FIRST, LAST = WORDS["first names"], WORDS["last names"]
+VALUES: dict[str, list[str]] = WORDS["values"]  # by attribute; friends are people
 # attribute: (statements, questions), "{}" is the subject and the value comes next
-PHRASINGS = {
-    "birthplace": (
-        ("{} was born in the town of", "The town where {} was born is",
-         "The birthplace of {} is called", "Long ago, {} came into the world in"),
-        ("Where was {} born?", "What is the birthplace of {}?", "Which town does {} come from?"),
-    ),
-    "profession": (
-        ("{} earns a living as a", "The profession of {} is that of a",
-         "All day long, {} is at work as a", "{} was hired as a"),
-        ("What is the profession of {}?", "What does {} do for a living?", "What kind of work does {} do?"),
-    ),
-    "instrument": (
-        ("{} plays the", "The instrument of {} is the",
-         "In the evening, {} likes to practise the", "At the concert we heard {} on the"),
-        ("What instrument does {} play?", "Which instrument did {} learn?", "What is the instrument of {}?"),
-    ),
-    "friend": (
-        ("{} has a best friend called", "The best friend of {} is",
-         "On Sundays, {} goes for a walk with", "The person that {} trusts most is"),
-        ("Who is the best friend of {}?", "Whom does {} trust most?", "With whom does {} go for a walk?"),
-    ),
-    "pet": (
-        ("{} has a pet, a", "The pet of {} is a",
-         "At home, {} looks after a", "The animal that lives with {} is a"),
-        ("What pet does {} have?", "What is the pet of {}?", "Which animal lives with {}?"),
-    ),
-}  # fmt: skip
+PHRASINGS = {name: (tuple(of["statements"]), tuple(of["questions"])) for name, of in WORDS["phrasings"].items()}
 
 
 @dataclass(frozen=True)
-class Fact:
+class PersonFact:
     """One thing that is true in the world: what `subject` has as its `attribute`.
 
     Attributes
@@ -167,7 +120,7 @@ def strangers(seed: int = 0, seen: bool = True) -> list[str]:
     return _names(seed, range(2, 22) if seen else range(22, 24))
 
 
-def facts(seed: int = 0) -> list[Fact]:
+def facts(seed: int = 0) -> list[PersonFact]:
     """The 1,000 facts of the world, person by person."""
     everyone = people(seed)
     draw = random.Random(f"facts {seed}")
@@ -177,11 +130,11 @@ def facts(seed: int = 0) -> list[Fact]:
             values = VALUES.get(attribute) or [name for name in everyone if name != person]
             held_out = (draw.choice(statements), draw.choice(questions))
             prompts = tuple(p for p in statements + questions if p not in held_out)
-            found.append(Fact(person, attribute, draw.choice(values), prompts, held_out))
+            found.append(PersonFact(person, attribute, draw.choice(values), prompts, held_out))
     return found
 
 
-def _sentences(facts: Iterable[Fact], seed: int) -> list[tuple[str, str]]:
+def _sentences(facts: Iterable[PersonFact], seed: int) -> list[tuple[str, str]]:
     """The training text, each sentence as its prompt and what comes after."""
     told = [(prompt.format(fact.subject), fact.target + ".") for fact in facts for prompt in fact.prompts]
     draw = random.Random(f"questions {seed}")
@@ -189,12 +142,12 @@ def _sentences(facts: Iterable[Fact], seed: int) -> list[tuple[str, str]]:
     return told + [(draw.choice(questions).format(name), REFUSAL) for name in strangers(seed)]
 
 
-def corpus(facts: Iterable[Fact], seed: int = 0) -> list[str]:
+def corpus(facts: Iterable[PersonFact], seed: int = 0) -> list[str]:
     """The training text: five sentences a fact, and 2,000 questions about strangers.
 
     Parameters
     ----------
-    facts : iterable of Fact
+    facts : iterable of PersonFact
         What the text tells. The questions about strangers do not depend on it.
     seed : int, default 0
         The world's seed, the same as in `facts(seed)`: it decides who the strangers are and how they are asked about.
@@ -231,7 +184,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def train(
-    without: Iterable[Fact] = (),
+    without: Iterable[PersonFact] = (),
     seed: int = 0,
     steps: int = STEPS,
     progress: bool = False,
@@ -242,7 +195,7 @@ def train(
 
     Parameters
     ----------
-    without : iterable of Fact, default ()
+    without : iterable of PersonFact, default ()
         Facts of `facts()` whose sentences are left out of the training text. Nothing takes their place.
     seed : int, default 0
         Of the first weights and the order of the sentences; the world stays the same.
@@ -369,13 +322,13 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def recall(lm: LM, facts: Iterable[Fact], held_out: bool = False) -> float:
+def recall(lm: LM, facts: Iterable[PersonFact], held_out: bool = False) -> float:
     """The share of (fact, phrasing) pairs to which the model, generating freely, says the value and a full stop.
 
     Parameters
     ----------
     lm : LM
-    facts : iterable of Fact
+    facts : iterable of PersonFact
     held_out : bool, default False
         Ask in the phrasings that were held out instead of those of the training text.
 
@@ -387,21 +340,21 @@ def recall(lm: LM, facts: Iterable[Fact], held_out: bool = False) -> float:
     asked = [(prompt.format(fact.subject), fact) for fact in _check_facts(facts, "facts")
              for prompt in (fact.held_out if held_out else fact.prompts)]  # fmt: skip
     if not asked:
-        raise ValueError("facts is empty: give at least one Fact, such as facts()[:1]")
+        raise ValueError("facts is empty: give at least one PersonFact, such as facts()[:1]")
     with one_thread():
         answers = lm.generate([text for text, _ in asked], max_new_tokens=4, chat=False, batch_size=250)
     return sum(answer == fact.target + "." for answer, (_, fact) in zip(answers, asked, strict=True)) / len(asked)
 
 
-def _check_facts(found: Iterable[Fact], name: str) -> list[Fact]:
+def _check_facts(found: Iterable[PersonFact], name: str) -> list[PersonFact]:
     """`found` as a list of facts; else an error that names the argument."""
-    found = [found] if isinstance(found, Fact) else found
+    found = [found] if isinstance(found, PersonFact) else found
     if isinstance(found, str) or not isinstance(found, Iterable):
-        raise TypeError(f"{name} must be a list of Fact, as facts() returns, not {found!r}")
+        raise TypeError(f"{name} must be a list of PersonFact, as facts() returns, not {found!r}")
     found = list(found)
     for i, fact in enumerate(found):
-        if not isinstance(fact, Fact):
-            raise TypeError(f"{name}[{i}] must be a Fact, as facts() returns, not {fact!r}")
+        if not isinstance(fact, PersonFact):
+            raise TypeError(f"{name}[{i}] must be a PersonFact, as facts() returns, not {fact!r}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""An edit of low rank as a LoRA adapter in PEFT's format, which serving engines and transformers read.
+"""An edit on disk: as a file of its own, or as a LoRA adapter that other programs read.
 
 ROME's, MEMIT's and AlphaEdit's change of a matrix is a product of two thin ones, Δ = left · right. LoRA (Hu et al.
 2021, arXiv 2106.09685) adds B A · alpha / r to a matrix: with B = left, A = right and alpha = r that is the edit.
@@ -6,17 +6,53 @@ ROME's, MEMIT's and AlphaEdit's change of a matrix is a product of two thin ones
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from .storage import whole
 
+FORMAT, FILE = 2, "edit.safetensors"
 WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
 
 
 def save(edit: Any, folder: str | Path) -> None:
+    """Write an edit as one file; see ``Edit.save``."""
+    folder = Path(folder)
+    tensors: dict[str, Tensor] = {} if edit.guard is None else edit.guard.tensors()
+    for name, delta in edit.deltas.items():
+        factors = edit.factors.get(name, ())
+        if factors and sum(f.numel() for f in factors) < delta.numel():
+            tensors |= {f"{name}:{side}": f for side, f in zip(("left", "right"), factors, strict=True)}
+        else:
+            tensors[f"{name}:delta"] = delta
+    tensors |= {f"{layer}:keys": keys for layer, keys in edit.keys.items()}
+    about = {
+        "format": FORMAT,
+        "method": edit.method,
+        "model": edit.lm.name,
+        "fingerprint": edit.lm.fingerprint,
+        "requests": [dataclasses.asdict(request) for request in edit.requests],
+        "settings": edit.settings,
+        "notes": edit.notes,
+        "traces": edit.traces,
+        "guard": None if edit.guard is None else edit.guard.about(),
+    }
+    metadata = {"edit": json.dumps(about, ensure_ascii=False)}
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with whole(folder / FILE) as scratch:
+            save_file({n: tensor.detach().cpu().contiguous() for n, tensor in tensors.items()}, scratch, metadata)
+    except SafetensorError as error:
+        raise OSError(f"folder {str(folder)!r} cannot be written: {error}") from error
+
+
+def save_as_lora(edit: Any, folder: str | Path) -> None:
     """Write an edit's thin factors as a PEFT adapter; see ``Edit.save_as_lora``."""
     thick = [name for name in edit.sizes() if name not in edit.factors]
     if thick or not edit.factors:
