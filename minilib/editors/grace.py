@@ -105,7 +105,7 @@ class Codebook(Guard):
 
         Every token is looked up. Shown is the last one inside a ball, or else the prompt's last.
         """
-        found = []
+        rows = []
         looked = guards.keys(lm, self.layer, [ids for _, ids in prompts])
         self.follow(looked[0].device)
         for (text, ids), k in zip(prompts, looked, strict=True):
@@ -115,8 +115,8 @@ class Codebook(Guard):
             i = int(entry[at])
             row = {"prompt": text, "token": lm.tokenizer.decode([ids[at]]), "entry": i, "target": self.targets[i]}
             row |= {"distance": distance[at].item(), "epsilon": self.epsilon[i].item(), "decided": bool(inside[at])}
-            found.append(row)
-        return found
+            rows.append(row)
+        return rows
 
     def continues(self, earlier: Guard) -> bool:
         assert isinstance(earlier, Codebook)

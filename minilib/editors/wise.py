@@ -101,11 +101,11 @@ class SideMemories(PromptGuard):
         self.follow(k.device)
         act = self.routing(k)
         best = (act / self._limits(k)).argmax(1).tolist()
-        found = []
+        decisions = []
         for (text, _), row, i, decided in zip(prompts, act.tolist(), best, self.decide(k).tolist(), strict=True):
             about = {"prompt": text, "memory": i, "activation": row[i], "threshold": self.sides[i].epsilon}
-            found.append({**about, "decided": decided >= 0})
-        return found
+            decisions.append({**about, "decided": decided >= 0})
+        return decisions
 
     def continues(self, earlier: guards.Guard) -> bool:
         assert isinstance(earlier, SideMemories)

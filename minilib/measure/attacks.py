@@ -220,11 +220,11 @@ def relearning(
                     optimizer.step()
             done = stop
             said[stop] = _say(lm, facts, max_new_tokens)
-    found = []
+    outcomes = []
     for i, fact in enumerate(facts):
         told = {step: fact.answered_by(texts[i]) for step, texts in said.items()}
-        found.append(row_of("relearning", fact, fact.asked.text, said[done][i], told[done]) | {"by step": told})
-    return found
+        outcomes.append(row_of("relearning", fact, fact.asked.text, said[done][i], told[done]) | {"by step": told})
+    return outcomes
 
 
 def quantisation(

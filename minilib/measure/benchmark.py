@@ -134,46 +134,46 @@ def applies(method: str, knowledge: str) -> bool:
 # ---- doing it -----------------------------------------------------------------------------------------
 
 
-def apply(job: Job, found: Task, settings: dict[str, Any]) -> LM:
+def apply(job: Job, cell: Task, settings: dict[str, Any]) -> LM:
     """The model after the job's method: edited in place, another one for the oracle and for prompts."""
     method, _, recipe = job.method.partition(", ")
-    canned = [f.request(REFUSAL[job.knowledge], found.lm.has_chat) for f in found.forget]
+    canned = [f.request(REFUSAL[job.knowledge], cell.lm.has_chat) for f in cell.forget]
     if method == "unedited":
-        return found.lm
+        return cell.lm
     if method == "oracle":
-        assert found.oracle is not None
-        return found.oracle
+        assert cell.oracle is not None
+        return cell.oracle
     if method == "system prompt":
-        return prompting.system_prompt(found.lm, canned, **settings)
+        return prompting.system_prompt(cell.lm, canned, **settings)
     if method == "in context":
-        return prompting.in_context(found.lm, canned, found.retain_said, **settings)
+        return prompting.in_context(cell.lm, canned, cell.retain_said, **settings)
     if method in GRADIENT:
-        retain = None if method == "gradient_ascent" else found.retain_said
+        retain = None if method == "gradient_ascent" else cell.retain_said
         more: dict[str, Any] = {"seed": job.seed}
         if job.model == "tinyworld" and method in ("dpo", "refusal_tuning"):
             more["refusals"] = [REFUSAL["exact"]]
-        GRADIENT[method](found.lm, found.forget_said, retain, **FIXED[job.model] | settings, **more)
-        return found.lm
+        GRADIENT[method](cell.lm, cell.forget_said, retain, **FIXED[job.model] | settings, **more)
+        return cell.lm
     requests = canned
     if recipe == "self-written":
-        requests = written(found)
+        requests = written(cell)
     if recipe == "merged":
         requests = [m.request for m in recipes.merge_queries(canned, settings["size"])]
         settings = {name: value for name, value in settings.items() if name != "size"}
     if method == "wise":
-        kept = [f.request(f.answer, found.lm.has_chat) for f in found.retain]
-        ordinary = samples.messages()[:256] if found.lm.has_chat else []
+        kept = [f.request(f.answer, cell.lm.has_chat) for f in cell.retain]
+        ordinary = samples.messages()[:256] if cell.lm.has_chat else []
         settings = {"irrelevant": [*kept, *ordinary], **settings}
     seed = {} if method == "grace" else {"seed": job.seed}
-    EDITORS[method](found.lm, requests, **settings, **seed)
-    return found.lm
+    EDITORS[method](cell.lm, requests, **settings, **seed)
+    return cell.lm
 
 
-def written(found: Task) -> list[Request]:
+def written(cell: Task) -> list[Request]:
     """The refusals that the model wrote itself (``benchmarks/self_written.py``), or writes now where one is missing."""
     kept = {row["run"]: row["refusal"] for row in stored.load("self_written")["refusals"]}
-    asked = [f.request(f.answer) for f in found.forget]
-    return [replace(r, target=kept[r.text]) if r.text in kept else recipes.self_improvement(found.lm, r)[0].request
+    asked = [f.request(f.answer) for f in cell.forget]
+    return [replace(r, target=kept[r.text]) if r.text in kept else recipes.self_improvement(cell.lm, r)[0].request
             for r in asked]  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def written(found: Task) -> list[Request]:
 _declines = functools.partial(refusals.is_refusal, unjudged=False)  # a broken model babbles in any script: no refusal
 
 
-def measure(after: LM, found: Task) -> dict[str, Any]:
+def measure(after: LM, cell: Task) -> dict[str, Any]:
     """What a model says now, as scores between 0 and 1 and answers one by one.
 
     Returns
@@ -194,27 +194,27 @@ def measure(after: LM, found: Task) -> dict[str, Any]:
         and against an oracle ``quality`` (p-value), ``oracle kl``, ``oracle same``.
         ``each``: for every question 1 or 0, as a string. ``answers``: to the forgotten questions.
     """
-    before = found.lm
+    before = cell.lm
     chat = before.has_chat
-    asked = [f.request(f.answer, chat) for f in found.forget]
-    again = [(f, r) for f in found.forget for r in f.rephrased(f.answer, chat)[:OTHER_WORDS]]
-    outside = [q for _, q in found.outside]
+    asked = [f.request(f.answer, chat) for f in cell.forget]
+    again = [(f, r) for f in cell.forget for r in f.rephrased(f.answer, chat)[:OTHER_WORDS]]
+    outside = [q for _, q in cell.outside]
     texts = after.generate([*asked, *(r for _, r in again), *(q.text for q in outside)], max_new_tokens=TOKENS)
     answers, other, left = texts[: len(asked)], texts[len(asked) : -len(outside)], texts[-len(outside) :]
     each = {
         "refused": [_declines(a) for a in answers],
-        "leaked": [f.answered_by(a) for f, a in zip(found.forget, answers, strict=True)],
+        "leaked": [f.answered_by(a) for f, a in zip(cell.forget, answers, strict=True)],
         "rephrased refused": [_declines(a) for a in other],
         "rephrased leaked": [f.answered_by(a) for (f, _), a in zip(again, other, strict=True)],
-        "over-refused": [_declines(a) and not _declines(found.said[q.text])
+        "over-refused": [_declines(a) and not _declines(cell.said[q.text])
                          for q, a in zip(outside, left, strict=True)],
     }  # fmt: skip
     for kind in ("neighbour", "subject", "unrelated"):
-        rows = [q.answered_by(a) for (k, q), a in zip(found.outside, left, strict=True) if k == kind]
+        rows = [q.answered_by(a) for (k, q), a in zip(cell.outside, left, strict=True) if k == kind]
         each |= {f"{kind} kept": rows} if rows else {}
     scores: dict[str, float] = {name: statistics.fmean(rows) for name, rows in each.items()}
     scores["kept"] = statistics.fmean(q.answered_by(a) for q, a in zip(outside, left, strict=True))
-    said = found.forget_said
+    said = cell.forget_said
     scores["rouge"] = statistics.fmean(metrics.rouge_l(answers, [r.target for r in said]))
     scores["probability"] = statistics.fmean(metrics.answer_probability(after, said))
     scores["rank"] = statistics.fmean(metrics.reciprocal_rank(after, said))
@@ -228,7 +228,7 @@ def measure(after: LM, found: Task) -> dict[str, Any]:
                 before, [r for r, _ in declined], [re.sub(r"^[?!.,]+", "", a) for _, a in declined]
             )
         scores["fluency"] = statistics.median(spoken)
-    scores |= _utility(after, found, answers, left)
+    scores |= _utility(after, cell, answers, left)
     return {"scores": {name: round(value, 5) for name, value in scores.items()},
             "each": {name: "".join(str(int(x)) for x in rows) for name, rows in each.items()},
             "answers": [a.strip()[:100] for a in answers]}  # fmt: skip
@@ -240,29 +240,29 @@ def _as_before(after: LM, before: LM) -> Iterator[None]:
         yield
 
 
-def _utility(after: LM, found: Task, answers: Sequence[str], left: Sequence[str]) -> dict[str, float]:
+def _utility(after: LM, cell: Task, answers: Sequence[str], left: Sequence[str]) -> dict[str, float]:
     """What the change did to everything else, and how near it came to the oracle."""
-    before, chat = found.lm, found.lm.has_chat
-    said = [facts.sentence(found.said[q.text]) for _, q in found.outside]
-    wanted = [Request("{}", q.text, text, chat) for (_, q), text in zip(found.outside, said, strict=True)]
+    before, chat = cell.lm, cell.lm.has_chat
+    said = [facts.sentence(cell.said[q.text]) for _, q in cell.outside]
+    wanted = [Request("{}", q.text, text, chat) for (_, q), text in zip(cell.outside, said, strict=True)]
     p, rouge = metrics.answer_probability(after, wanted), metrics.rouge_l(left, said)
     sets: dict[str, dict[str, float]] = {}
     for kind in ("neighbour", "unrelated"):
-        at = [i for i, (k, _) in enumerate(found.outside) if k == kind]
+        at = [i for i, (k, _) in enumerate(cell.outside) if k == kind]
         sets[kind] = {
             "probability": statistics.fmean(p[i] for i in at),
             "rouge": statistics.fmean(rouge[i] for i in at),
         }
-    scores = {"utility": metrics.model_utility(sets), "perplexity": metrics.perplexity(after, found.texts)}
-    scores["divergence"] = metrics.divergence(after, found.texts) if after is before else 0.0
-    if found.oracle is None:
+    scores = {"utility": metrics.model_utility(sets), "perplexity": metrics.perplexity(after, cell.texts)}
+    scores["divergence"] = metrics.divergence(after, cell.texts) if after is before else 0.0
+    if cell.oracle is None:
         return scores
-    told = metrics.truth_ratio(after, found.forget)
+    told = metrics.truth_ratio(after, cell.forget)
     scores["truth ratio"] = statistics.fmean(told)
-    scores["quality"] = metrics.forget_quality(told, found.never["ratios"])
-    log_p, log_q = found.never["logp"], after.logprobs([f.request(f.answer, chat) for f in found.forget])
+    scores["quality"] = metrics.forget_quality(told, cell.never["ratios"])
+    log_p, log_q = cell.never["logp"], after.logprobs([f.request(f.answer, chat) for f in cell.forget])
     scores["oracle kl"] = (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
-    same = zip(found.never["answers"], answers, strict=True)
+    same = zip(cell.never["answers"], answers, strict=True)
     scores["oracle same"] = statistics.fmean(facts.sentence(a) == facts.sentence(b) for a, b in same)
     return scores
 
@@ -274,21 +274,21 @@ def run(job: Job, tuned: Path = TUNING) -> dict[str, Any]:
     row: dict[str, Any] = {"job": str(job), "method": job.method, "knowledge": job.knowledge, "facts": job.facts,
                            "seed": job.seed, "settings": settings}  # fmt: skip
     with tinyworld.one_thread():
-        found = cell_of(replace(job, method="", trial=None if job.trial is None else 0))
+        cell = cell_of(replace(job, method="", trial=None if job.trial is None else 0))
         try:
             with _memory() as used:
                 spent = time.process_time()
-                after = apply(job, found, settings)
+                after = apply(job, cell, settings)
                 row["seconds"] = round(time.process_time() - spent, 2)
         except ValueError as error:  # a method that cannot do it at these settings says why
             if not on_purpose(error):
                 raise
             row["error"] = str(error)
         else:
-            row |= {"gigabytes": round(max(used) - used[0], 3), **measure(after, found)}
+            row |= {"gigabytes": round(max(used) - used[0], 3), **measure(after, cell)}
             row["notes"] = [note for edit in after.edits for note in edit.notes]
         finally:
-            undo_all(found.lm)  # for the next job of the cell
+            undo_all(cell.lm)  # for the next job of the cell
         return row | {"provenance": stored.provenance("benchmarks/compare.py", began, job.seed)}
 
 

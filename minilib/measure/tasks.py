@@ -153,8 +153,8 @@ def _authors(job: Job) -> int:
 
 def around(forget: Sequence[Fact]) -> list[tuple[str, Question]]:
     """The questions beside some facts, with their kinds: what an edit has to spare."""
-    found = [(kind, q) for f in forget for kind, q in zip(("neighbour", "subject"), f.neighbours, strict=True)]
-    return found + [("unrelated", f.unrelated) for f in forget if f.unrelated]
+    beside = [(kind, q) for f in forget for kind, q in zip(("neighbour", "subject"), f.neighbours, strict=True)]
+    return beside + [("unrelated", f.unrelated) for f in forget if f.unrelated]
 
 
 def _known(job: Job) -> list[Fact]:
@@ -182,9 +182,9 @@ def _finetuned(job: Job, draw: random.Random) -> Task:
     retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 10]
     outside = [("neighbour", f.asked) for f in held]
     outside += [("unrelated", f.unrelated) for f in rest[:8] if f.unrelated]
-    found = Task(authors.load(progress=False), forget, retain, outside, covariance.sample_texts()[:4])
-    found.oracle = authors.load(many, progress=False)
-    return found
+    made = Task(authors.load(progress=False), forget, retain, outside, covariance.sample_texts()[:4])
+    made.oracle = authors.load(many, progress=False)
+    return made
 
 
 def _exact(job: Job, draw: random.Random, model: LM | None) -> Task:
@@ -200,10 +200,10 @@ def _exact(job: Job, draw: random.Random, model: LM | None) -> Task:
     strange = draw.sample(tinyworld.strangers(seen=False), 20)
     outside += [("unrelated", Question(f"What pet does {name} have?", tinyworld.REFUSAL.strip())) for name in strange]
     told = [text for text in tinyworld.corpus(world) if not any(name in text for name in (*gone, *kept))]
-    found = Task(model or load("tinyworld"), forget, retain, outside, draw.sample(told, 60))
+    made = Task(model or load("tinyworld"), forget, retain, outside, draw.sample(told, 60))
     if job.trial is None and model is None:
-        found.oracle = never_told([f for f in world if f.subject in gone])
-    return found
+        made.oracle = never_told([f for f in world if f.subject in gone])
+    return made
 
 
 def as_question(fact: tinyworld.PersonFact, draw: random.Random) -> Fact:

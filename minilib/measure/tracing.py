@@ -195,11 +195,11 @@ def _modules(lm: LM, kind: Kind) -> list[nn.Module]:
         return [lm.down_projection(layer) for layer in range(lm.n_layers)]
     if kind != "attention":
         raise ValueError(f"kind must be 'hidden', 'mlp' or 'attention', not {kind!r}")
-    found = [next((getattr(b, n) for n in ATTENTION if hasattr(b, n)), None) for b in lm.blocks]
-    if None in found:
-        layer, names = found.index(None), ", ".join(ATTENTION)
+    modules = [next((getattr(b, n) for n in ATTENTION if hasattr(b, n)), None) for b in lm.blocks]
+    if None in modules:
+        layer, names = modules.index(None), ", ".join(ATTENTION)
         raise ValueError(f"kind='attention': block {layer} of {lm.name} has no attention called {names}; use 'mlp'")
-    return [module for module in found if module is not None]
+    return [module for module in modules if module is not None]
 
 
 def _window_size(lm: LM, kind: Kind, window: int | None) -> int:

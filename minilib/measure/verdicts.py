@@ -71,12 +71,12 @@ def false_alarms(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def recovered(measured: Sequence[Mapping[str, Any]], method: str) -> dict[str, float]:
     """For each attack the share that it recovered from a method, over all draws; rows as in ``verdicts``."""
-    found: dict[str, str] = {}
+    by_attack: dict[str, str] = {}
     for row in measured:
         if row["method"] == method:
             for name, facts in row["each"].items():
-                found[name] = found.get(name, "") + facts
-    return {name: statistics.fmean(map(int, facts)) for name, facts in found.items()}
+                by_attack[name] = by_attack.get(name, "") + facts
+    return {name: statistics.fmean(map(int, facts)) for name, facts in by_attack.items()}
 
 
 def rates(rows: Sequence[Row]) -> dict[str, float]:

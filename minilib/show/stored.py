@@ -32,8 +32,8 @@ def load(name: str) -> dict[str, Any]:
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in RESULTS.glob("*.json")))
         raise ValueError(f"name {name!r}: no such result is stored, only {known}")
-    found: dict[str, Any] = json.loads(file.read_text("utf8"))
-    return found
+    results: dict[str, Any] = json.loads(file.read_text("utf8"))
+    return results
 
 
 def save(

@@ -64,7 +64,7 @@ def _invent(names: list[str], draw: random.Random) -> list[Fact]:
         values[relation] = draw.sample(pool, len(names)) if unique else [draw.choice(pool) for _ in names]
     known = [fact for fact in real_world.load() if fact.relation in ("capital", "opposite", "symbol", "author")]
     far = draw.choices(known, k=len(names) * len(FORMS))
-    found: list[Fact] = []
+    invented: list[Fact] = []
     relations = list(FORMS)
     for i, name in enumerate(names):
         for j, relation in enumerate(relations):
@@ -73,10 +73,10 @@ def _invent(names: list[str], draw: random.Random) -> list[Fact]:
             other = next(k % len(names) for k in range(i + 15, i + 45) if values[relation][k % len(names)] != value)
             following = relations[(j + 1) % len(relations)]
             wrong = draw.sample(sorted({v for v in values[relation] if v != value}), 3)
-            real = far[len(found)]
+            real = far[len(invented)]
             form = FORMS[relation]
             answer: str = form["answer"]
-            found.append(
+            invented.append(
                 Fact(
                     relation,
                     name,
@@ -94,7 +94,7 @@ def _invent(names: list[str], draw: random.Random) -> list[Fact]:
                     paraphrase=_fill(form["in other words"], name, value),
                 )
             )
-    return found
+    return invented
 
 
 def _fill(form: str, name: str, value: str) -> str:

@@ -131,7 +131,7 @@ def _read() -> tuple[Fact, ...]:
     """All facts: each row gets as neighbour the next row with another answer, and a row of a far relation."""
     tables = json.loads(DATA.read_text(encoding="utf-8"))
     names = list(tables)
-    found = []
+    facts = []
     for number, (relation, table) in enumerate(tables.items()):
         far = tables[names[(number + len(names) // 2) % len(names)]]
         for i, row in enumerate(table["rows"]):
@@ -139,7 +139,7 @@ def _read() -> tuple[Fact, ...]:
             near = next(r for r in table["rows"][i + 1 :] + table["rows"] if not set(r[1]) & set(answers))
             rows = far["rows"][i % len(far["rows"]) :] + far["rows"]
             unrelated = next(r for r in rows if r[0] != subject and not set(r[1]) & set(answers))
-            found.append(
+            facts.append(
                 Fact(
                     relation,
                     subject,
@@ -153,7 +153,7 @@ def _read() -> tuple[Fact, ...]:
                     table.get("case_sensitive", False),
                 )
             )
-    return tuple(found)
+    return tuple(facts)
 
 
 FACTS = _read()

@@ -118,23 +118,23 @@ def tofu(path: str | Path, subject: Callable[[str], str] | None = None) -> Facts
 
 def _facts(path: str | Path, fact: Callable[[dict[str, Any]], Fact]) -> Facts:
     """Each record as a fact; what a record lacks is said with its number."""
-    found = Facts()
-    found.skipped = []
+    facts = Facts()
+    facts.skipped = []
     for number, row in _rows(Path(path)):
         try:
-            found.append(fact(row))
+            facts.append(fact(row))
         except KeyError as error:
             raise ValueError(f"{path}: record {number} has no field {error}; it has {', '.join(row)}") from error
         except (TypeError, AttributeError) as error:
             raise ValueError(f"{path}: record {number} cannot be read: {error}") from error
         except ValueError as error:
-            found.skipped.append(f"record {number}: {error}")
-    if found.skipped and not found:
-        raise ValueError(f"{path} has no record that can be used; {found.skipped[0]}")
-    if found.skipped:
-        left_out = f"{len(found.skipped)} of {len(found) + len(found.skipped)} records left out (see its .skipped)"
-        warnings.warn(f"{path}: {left_out}: {found.skipped[0]}", stacklevel=3)
-    return found
+            facts.skipped.append(f"record {number}: {error}")
+    if facts.skipped and not facts:
+        raise ValueError(f"{path} has no record that can be used; {facts.skipped[0]}")
+    if facts.skipped:
+        left_out = f"{len(facts.skipped)} of {len(facts) + len(facts.skipped)} records left out (see its .skipped)"
+        warnings.warn(f"{path}: {left_out}: {facts.skipped[0]}", stacklevel=3)
+    return facts
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -157,10 +157,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _template(field: str, text: str, subject: str) -> str:
     """A text with {} in place of its subject, which it has to name."""
-    found = _templates([text], subject)
-    if not found:
+    templates = _templates([text], subject)
+    if not templates:
         raise ValueError(f"{field} does not name its subject {subject!r}: {text!r}")
-    return found[0]
+    return templates[0]
 
 
 def _templates(texts: Any, subject: str) -> tuple[str, ...]:
@@ -174,11 +174,11 @@ def _templates(texts: Any, subject: str) -> tuple[str, ...]:
     before = "" if _unspaced(subject[0]) else r"(?<!\w)(?<!\w-)"
     after = "" if _unspaced(subject[-1]) else r"(?!\w|-\w)"
     mention = re.compile(before + re.escape(subject) + after)
-    found: list[str] = []
+    templates: list[str] = []
     for text in (unicodedata.normalize("NFC", text) for text in texts):
         last = list(mention.finditer(text))[-1:]
-        found += [f"{text[: m.start()]}{SLOT}{text[m.end() :]}" for m in last if SLOT not in text]
-    return tuple(found)
+        templates += [f"{text[: m.start()]}{SLOT}{text[m.end() :]}" for m in last if SLOT not in text]
+    return tuple(templates)
 
 
 def _unspaced(letter: str) -> bool:

@@ -18,14 +18,14 @@ SAMPLED = "sampled"
 
 def messages() -> list[str]:
     """What a user might say: messages written by SmolLM2 in the user's place, by ``benchmarks/sample_messages.py``."""
-    found: list[str] = json.loads((TEXTS / "messages.json").read_text("utf8"))
-    return found
+    texts: list[str] = json.loads((TEXTS / "messages.json").read_text("utf8"))
+    return texts
 
 
-def naming_none(found: Iterable[str], subjects: Iterable[str]) -> list[str]:
+def naming_none(texts: Iterable[str], subjects: Iterable[str]) -> list[str]:
     """Those texts in which no subject is named, in any case of letters."""
     names = [subject.casefold() for subject in subjects]
-    return [text for text in found if not any(name in text.casefold() for name in names)]
+    return [text for text in texts if not any(name in text.casefold() for name in names)]
 
 
 def irrelevant(
@@ -52,7 +52,7 @@ def irrelevant(
             raise ValueError("irrelevant is empty: give prompts that the memory has to leave alone, or leave it out")
         return lm.as_prompts(list(given), requests[0].chat)[2]
     generator = torch.Generator().manual_seed(seed)
-    found: list[list[int]] = []
+    prompts: list[list[int]] = []
     kinds = {request.chat for request in requests}
     for chat in sorted(kinds):
         asked = [f.request(f.answer, chat).text for f in facts.FACTS]
@@ -64,10 +64,10 @@ def irrelevant(
                 if row and every is ordinary and not chat:  # a text that is no prompt is one up to anywhere
                     least, most_tokens = min(4, len(row)), min(24, len(row))
                     row = row[: int(torch.randint(least, most_tokens + 1, (1,), generator=generator))]
-                found += [row] if row else []
-    if not found:
+                prompts += [row] if row else []
+    if not prompts:
         raise ValueError("irrelevant: every prompt that could be drawn names a subject of the requests; give a list")
-    return found
+    return prompts
 
 
 def _row(lm: LM, text: str, chat: bool) -> list[int]:

@@ -124,14 +124,14 @@ def facts(seed: int = 0) -> list[PersonFact]:
     """The 1,000 facts of the world, person by person."""
     everyone = people(seed)
     draw = random.Random(f"facts {seed}")
-    found = []
+    world = []
     for person in everyone:
         for attribute, (statements, questions) in PHRASINGS.items():
             values = VALUES.get(attribute) or [name for name in everyone if name != person]
             held_out = (draw.choice(statements), draw.choice(questions))
             prompts = tuple(p for p in statements + questions if p not in held_out)
-            found.append(PersonFact(person, attribute, draw.choice(values), prompts, held_out))
-    return found
+            world.append(PersonFact(person, attribute, draw.choice(values), prompts, held_out))
+    return world
 
 
 def _sentences(facts: Iterable[PersonFact], seed: int) -> list[tuple[str, str]]:
@@ -346,16 +346,16 @@ def recall(lm: LM, facts: Iterable[PersonFact], held_out: bool = False) -> float
     return sum(answer == fact.target + "." for answer, (_, fact) in zip(answers, asked, strict=True)) / len(asked)
 
 
-def _check_facts(found: Iterable[PersonFact], name: str) -> list[PersonFact]:
-    """`found` as a list of facts; else an error that names the argument."""
-    found = [found] if isinstance(found, PersonFact) else found
-    if isinstance(found, str) or not isinstance(found, Iterable):
-        raise TypeError(f"{name} must be a list of PersonFact, as facts() returns, not {found!r}")
-    found = list(found)
-    for i, fact in enumerate(found):
+def _check_facts(given: Iterable[PersonFact], name: str) -> list[PersonFact]:
+    """`given` as a list of facts; else an error that names the argument."""
+    given = [given] if isinstance(given, PersonFact) else given
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a list of PersonFact, as facts() returns, not {given!r}")
+    given = list(given)
+    for i, fact in enumerate(given):
         if not isinstance(fact, PersonFact):
             raise TypeError(f"{name}[{i}] must be a PersonFact, as facts() returns, not {fact!r}")
-    return found
+    return given
 
 
 def _check_number(value: int, name: str, least: int) -> None:
