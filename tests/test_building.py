@@ -33,8 +33,9 @@ def library(tmp_path, monkeypatch):
     (folder / "data" / "results" / "speed.json").write_text("{}")
     (folder / "data" / "results" / "other.json").write_text("{}")
     (folder / "__init__.py").write_text("from .model import load\n")
-    (folder / "stored.py").write_text(
-        '"""Results."""\nfrom . import model\n\n\ndef load(name):\n    "Doc."\n    return 1\n'
+    (folder / "show").mkdir()
+    (folder / "show" / "stored.py").write_text(
+        '"""Results."""\nfrom .. import model\n\n\ndef load(name):\n    "Doc."\n    return 1\n'
     )
     (folder / "model.py").write_text("def load(name):\n    return 2\n")
     (folder / "unused.py").write_text("x = 1\n")
@@ -46,7 +47,8 @@ def library(tmp_path, monkeypatch):
 
 def changed(library: Path, edit) -> set[str]:
     """The parts of the digest that differ after ``edit``."""
-    caches = (fresh.module_files, fresh.module_tree, fresh.module_digest, fresh.data_files, fresh.file_digest)
+    caches = (fresh.module_files, fresh.homes, fresh.module_tree, fresh.module_digest, fresh.data_files)
+    caches += (fresh.file_digest,)
     for cached in caches:
         cached.cache_clear()
     before = fresh.digests(notebook())
@@ -72,10 +74,10 @@ def replace(name: str, old: str, new: str):
 @pytest.mark.parametrize(
     ("edit", "parts"),
     [
-        (replace("stored.py", "return 1", "return 3"), {"library"}),
+        (replace("show/stored.py", "return 1", "return 3"), {"library"}),
         (replace("model.py", "return 2", "return 3"), {"library"}),  # reached through stored
-        (replace("stored.py", "Results.", "Results, and more."), set()),  # a docstring
-        (replace("stored.py", "return 1", "return 1  # one"), set()),
+        (replace("show/stored.py", "Results.", "Results, and more."), set()),  # a docstring
+        (replace("show/stored.py", "return 1", "return 1  # one"), set()),
         (replace("unused.py", "x = 1", "x = 2"), set()),
         (replace("data/results/speed.json", "{}", "[1]"), {"data"}),
         (replace("data/results/other.json", "{}", "[1]"), set()),

@@ -114,12 +114,20 @@ def imports(tree: ast.Module, package: str) -> set[str]:
     return {module_of(name) for name in names if name.startswith("minilib.")}
 
 
+@functools.cache
+def homes() -> dict[str, str]:
+    """Where a module lives that minilib has as an attribute, whichever folder it is in: ``rome`` in ``editors.rome``."""
+    return {name.rpartition(".")[2]: name for name in module_files() if name and not name.startswith("course")}
+
+
 def module_of(name: str) -> str:
     """The module in which ``minilib.a.b`` is found: a.b or a; or the one that minilib takes the name a from."""
     parts = name.split(".")[1:]
     for end in range(len(parts), 0, -1):
         if ".".join(parts[:end]) in module_files():
             return ".".join(parts[:end])
+    if parts[0] in homes():
+        return homes()[parts[0]]
     for node in module_tree("").body:
         if isinstance(node, ast.ImportFrom) and parts[0] in [alias.asname or alias.name for alias in node.names]:
             return node.module or parts[0]
