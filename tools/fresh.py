@@ -116,7 +116,7 @@ def imports(tree: ast.Module, package: str) -> set[str]:
 
 @functools.cache
 def homes() -> dict[str, str]:
-    """Where a module lives that minilib has as an attribute, whichever folder it is in: ``rome`` in ``editors.rome``."""
+    """Where each module lives that minilib has as an attribute: ``rome`` in ``editors.rome``."""
     return {name.rpartition(".")[2]: name for name in module_files() if name and not name.startswith("course")}
 
 
