@@ -188,3 +188,12 @@ def test_a_stored_layer_of_the_live_model_is_what_the_library_computes():
     for stored, delta in zip(half.view(2, -1, d), live_model.deltas(lm, layer, some), strict=True):
         # Searched by gradient descent, which drifts a little from one processor to another.
         assert torch.cosine_similarity(stored[: len(some)], delta).median() > 0.99
+
+
+@pytest.mark.parametrize("tag", ["remove-cell", "remove-input", "hide-input"])
+def test_what_the_site_leaves_out_is_folded_in_the_notebook(tag):
+    cells = [nbformat.v4.new_code_cell("1", metadata={"tags": tags}) for tags in ([tag], ["other"])]
+    for cell in cells:
+        run_notebooks.fold(cell)
+    assert cells[0].metadata["jupyter"]["source_hidden"] and cells[0].metadata["cellView"] == "form"
+    assert "jupyter" not in cells[1].metadata

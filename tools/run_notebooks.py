@@ -43,9 +43,19 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
             cell.outputs = [output for output in cell.outputs if not is_bar(output)]
         if cell.cell_type == "code" and old.execution_count and same_outputs(cell, old):
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
+    for cell in notebook.cells:
+        fold(cell)
     notebook.metadata = {**METADATA, fresh.KEY: fresh.digests(notebook)}
     nbformat.write(notebook, path)
     return round(time.monotonic() - start), ""
+
+
+def fold(cell: Any) -> None:
+    """What the site leaves out of a code cell, by its tag, is folded in Jupyter and on Colab; it can be opened there."""
+    hidden = {"remove-cell", "remove-input", "hide-input", "hide-cell"} & set(cell.metadata.get("tags", []))
+    if cell.cell_type == "code" and hidden:
+        cell.metadata["jupyter"] = {**cell.metadata.get("jupyter", {}), "source_hidden": True}
+        cell.metadata["cellView"] = "form"
 
 
 def run_cells(notebook: Any, folder: Path, workers: int) -> None:
