@@ -51,7 +51,7 @@ def execute(path: Path, workers: int) -> tuple[int, str]:
 
 
 def fold(cell: Any) -> None:
-    """What the site leaves out of a code cell, by its tag, is folded in Jupyter and on Colab; it can be opened there."""
+    """What the site leaves out of a code cell, by its tag, is folded in Jupyter and on Colab."""
     hidden = {"remove-cell", "remove-input", "hide-input", "hide-cell"} & set(cell.metadata.get("tags", []))
     if cell.cell_type == "code" and hidden:
         cell.metadata["jupyter"] = {**cell.metadata.get("jupyter", {}), "source_hidden": True}
