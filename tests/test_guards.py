@@ -21,8 +21,8 @@ from minilib import Request, grace, guards, hooks, rome, tracing, wise
 ASKED = [Request("The capital of {} is", "France", " Rome"), Request("{} is known for", "Japan", " the")]
 AWAY = ["The river flows to", "A dog is a kind of", "Five and two make", "My friend said that he", "In the year of the"]
 HOW = {
-    "grace": {"epsilon": 0.05, "lr": 0.5, "steps": 300},
-    "wise": {"irrelevant": AWAY, "steps": 300, "lr": 0.03, "shards": 1, "mask_ratio": 1.0},
+    "grace": {"epsilon": 0.05, "lr": 0.5, "steps": 80},
+    "wise": {"irrelevant": AWAY, "steps": 150, "lr": 0.03, "shards": 1, "mask_ratio": 1.0},
 }
 LAYER = 2
 KEPT = tempfile.TemporaryDirectory()  # what was trained, of this process
@@ -388,8 +388,10 @@ def test_a_continued_guard_keeps_its_place_before_another_on_the_layer(llama):
 
 def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
     before, left = logits(llama), hooks_left(llama.model)
-    first = edit(method, llama, ASKED[:1])
+    start = logits(llama, [ASKED[0].text])
+    first = edit(method, llama, ASKED[:1], steps=10)  # enough to be seen
     between = logits(llama, [ASKED[0].text])
+    assert not torch.equal(between[0], start[0])
     calls = []
 
     def stop(*args, **kwargs):
