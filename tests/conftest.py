@@ -63,6 +63,12 @@ def reference() -> dict:
     }
 
 
+@pytest.fixture(scope="session")
+def brief(reference: dict) -> dict:
+    """The first steps of the reference's search, for tests of what holds wherever a search ends."""
+    return {**reference["search"], "steps": 3}
+
+
 @pytest.fixture
 def tinyworld(loaded: Callable[[str | Path], minilib.LM]) -> minilib.LM:
     return copy.deepcopy(loaded("tinyworld"))

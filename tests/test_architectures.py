@@ -136,9 +136,16 @@ def test_the_page_shows_what_is_stored(every):
     assert every.PAGE.read_text("utf8") == every.page(STORED), "run benchmarks/every_architecture.py"
 
 
-@pytest.mark.parametrize("name", [row["model_type"] for rows in SAMPLE.values() for row in rows])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(row["model_type"], marks=[pytest.mark.long] if i % 3 else [])
+        for rows in SAMPLE.values()
+        for i, row in enumerate(rows)
+    ],
+)
 def test_an_architecture_fares_as_is_stored(every, name):
-    """Twelve of each outcome, with the version of transformers that the table was made with."""
+    """Twelve of each outcome, four of them among the fast tests, with the version of transformers that the table was made with."""
     made_with = STORED["provenance"]["versions"]["transformers"]
     if transformers.__version__ != made_with:
         pytest.skip(f"the table was made with transformers {made_with}, and this is {transformers.__version__}")
