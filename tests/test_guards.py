@@ -104,7 +104,7 @@ def test_cache_batch_and_padding_make_no_difference(llama, method):
 def test_without_the_head_it_is_on_as_well(kind, method):
     """Whoever looks inside runs the blocks alone."""
     lm = random_lm(kind)
-    made = edit(method, lm, ASKED, layer=1, steps=10)  # enough to be seen
+    made = edit(method, lm, ASKED, layer=1, steps=4)  # enough to be seen
     batch, states = lm.batch([lm.encode(r.text).ids for r in ASKED]), []
     for run in (lm.model, lm.model.base_model):
         with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen:

@@ -102,7 +102,7 @@ def test_a_search_that_stops_too_early_is_named_as_the_reason(tinyworld, editor)
 
 
 def test_a_value_that_is_lost_in_the_writing_is_named_so(tinyworld):
-    how = {"layers": [0], "covariance": moments(tinyworld), "clamp_factor": 4.0, "steps": 100}
+    how = {"layers": [0], "covariance": moments(tinyworld), "clamp_factor": 4.0, "steps": 60}
     with memit.edit(tinyworld, born(PEOPLE[0]), covariance_weight=1e9, **how) as edit:
         (note,) = edit.notes
         assert "the weights, which serve many keys, return another one" in note
@@ -122,7 +122,7 @@ def test_unlearning_notes_what_still_leaks(tinyworld):
         with method(tinyworld, known, steps=1, lr=1e-8, **more) as edit:
             leaks = [f"{r.text!r} is still answered {r.target!r}" for r in known]
             assert known and [note for note in edit.notes if "still answered" in note] == leaks
-    with unlearning.gradient_ascent(tinyworld, known, steps=60) as edit:
+    with unlearning.gradient_ascent(tinyworld, known, steps=40, lr=1e-4) as edit:
         assert not any("still answered" in note for note in edit.notes)
 
 

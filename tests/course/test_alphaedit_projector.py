@@ -1,10 +1,12 @@
 """Assignment 06: the right answers pass, and each wrong one is told what it did."""
 
+import copy
+
 import pytest
 import torch
 from answers import NUMBERS, fails, passes
 
-from minilib import alphaedit, lm
+from minilib import alphaedit
 from minilib.course import alphaedit_projector
 
 
@@ -115,6 +117,12 @@ WRONG = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def copied(loaded, monkeypatch):
+    """Each check loads tinyworld for each number: it is read from its files once."""
+    monkeypatch.setattr(alphaedit_projector, "load", lambda name: copy.deepcopy(loaded(name)))
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_the_right_answer_passes_for_any_numbers(name):
     passes(getattr(alphaedit_projector, f"check_{name}"), RIGHT[name])
@@ -130,8 +138,8 @@ def test_a_wrong_answer_is_told_what_is_wrong(name, wrong, message):
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_the_demonstration_shows_what_p_and_the_earlier_keys_are_for(number):
-    model = lm.load("tinyworld")
+def test_the_demonstration_shows_what_p_and_the_earlier_keys_are_for(number, tinyworld):
+    model = tinyworld
     tiny = alphaedit_projector.tiny_problem(model, number)
     P = alphaedit.projector({0: tiny.C}, 0, 0.19)
     scores = {}
