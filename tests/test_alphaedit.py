@@ -1,5 +1,6 @@
 """AlphaEdit: equal to the authors' code, silent on what it protects, the minimiser it claims to be, undone exactly."""
 
+import copy
 import functools
 import warnings
 
@@ -270,8 +271,9 @@ def test_previous_that_cannot_be_used(llama, reference, arguments, brief):
     assert_same_weights(llama, after)
 
 
-def test_tinyworld_refuses_eight_at_once_with_the_preset_alone():
-    lm = minilib.load("tinyworld")
+def test_tinyworld_refuses_eight_at_once_with_the_preset_alone(loaded, moments, monkeypatch):
+    monkeypatch.setenv("MINILIB_CACHE", str(moments))
+    lm = copy.deepcopy(loaded("tinyworld"))
     born = [f for f in tinyworld.facts() if f.attribute == "birthplace"][:30]
     requests = [Request(f.prompts[-1], f.subject, tinyworld.REFUSAL) for f in born[:8]]
     with alphaedit.edit(lm, requests) as edit:

@@ -145,7 +145,7 @@ def test_the_page_shows_what_is_stored(every):
     ],
 )
 def test_an_architecture_fares_as_is_stored(every, name):
-    """Twelve of each outcome, four of them among the fast tests, with the version of transformers that the table was made with."""
+    """Twelve of each outcome, four of them fast tests, with the version of transformers that made the table."""
     made_with = STORED["provenance"]["versions"]["transformers"]
     if transformers.__version__ != made_with:
         pytest.skip(f"the table was made with transformers {made_with}, and this is {transformers.__version__}")

@@ -207,8 +207,8 @@ def test_a_model_without_preset_gets_the_middle_five_layers(llama, reference):
         assert edit.settings["covariance_weight"] == 15000
 
 
-def test_tinyworld_refuses_eight_at_once_with_the_preset_alone(tinyworld, tmp_path, monkeypatch):
-    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
+def test_tinyworld_refuses_eight_at_once_with_the_preset_alone(tinyworld, moments, monkeypatch):
+    monkeypatch.setenv("MINILIB_CACHE", str(moments))
     born = [f for f in tinyworlds.facts() if f.attribute == "birthplace"][:30]
     requests = [Request(f.prompts[-1], f.subject, tinyworlds.REFUSAL) for f in born[:8]]
     with memit.edit(tinyworld, requests) as edit:

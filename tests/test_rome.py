@@ -136,8 +136,8 @@ def test_smollm2_refuses_with_the_preset_alone(smollm2):
     assert "Paris" in smollm2.generate("What is the capital of France?")
 
 
-def test_tinyworld_refuses_with_the_preset_alone(tinyworld, tmp_path, monkeypatch):
-    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
+def test_tinyworld_refuses_with_the_preset_alone(tinyworld, moments, monkeypatch):
+    monkeypatch.setenv("MINILIB_CACHE", str(moments))
     born = {f.subject: f for f in tinyworlds.facts() if f.attribute == "birthplace"}
     fact, *others = list(born.values())[:20]
     question = next(p for p in fact.prompts if p.endswith("?"))
