@@ -216,10 +216,10 @@ def test_one_on_another_and_undone_in_order(llama, reference, first, second):
 
     def do(method, request, layer):
         if method == "rome":
-            how = {**reference["search"], "covariance": reference["covariance"], "layer": layer}
+            how = {**reference["search"], "steps": 8, "lr": 0.5, "covariance": reference["covariance"], "layer": layer}
             return rome.edit(llama, request, **how)
         away = {"irrelevant": [*AWAY, (other if request is ASKED[0] else ASKED[0]).text]} if method == "wise" else {}
-        return edit(method, llama, request, layer=layer, **away)
+        return edit(method, llama, request, layer=layer, steps=60, **away)
 
     one = do(first, ASKED[0], layers[first])
     between, weights_between = logits(llama, [ASKED[0].text, *AWAY]), weights(llama)
@@ -417,7 +417,7 @@ def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
 def test_every_architecture(kind, method):
     lm = random_lm(kind)
     before = logits(lm)
-    made = edit(method, lm, ASKED, layer=1)
+    made = edit(method, lm, ASKED, layer=1, steps=20)
     loss = [trace["loss"] for trace in made.traces]
     assert loss and all(x[-1] < x[0] for x in loss)
     assert all(torch.equal(a, b) for a, b in zip(logits(lm), before, strict=True))

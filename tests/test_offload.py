@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,8 @@ EVEN = {layer: torch.eye(384) for layer in range(6)}
 
 
 @pytest.fixture
-def spread(tmp_path, monkeypatch):
+def spread(tmp_path, moments, monkeypatch):
+    shutil.copytree(moments, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
     places = {f"model.layers.{i}": "cpu" if i < ABOVE else "disk" for i in range(6)}
     places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}

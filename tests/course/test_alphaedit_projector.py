@@ -1,7 +1,5 @@
 """Assignment 06: the right answers pass, and each wrong one is told what it did."""
 
-import copy
-
 import pytest
 import torch
 from answers import NUMBERS, fails, passes
@@ -115,12 +113,6 @@ WRONG = [
     ("sequence", lambda lm, i, *given: -in_turn(lm, i, *given) + lm.memory(i).detach(), "You returned the change"),
     ("sequence", lambda lm, i, b, P, l2: lm.memory(i).clone(), "as before"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def copied(loaded, monkeypatch):
-    """Each check loads tinyworld for each number: it is read from its files once."""
-    monkeypatch.setattr(alphaedit_projector, "load", lambda name: copy.deepcopy(loaded(name)))
 
 
 @pytest.mark.parametrize("name", RIGHT)

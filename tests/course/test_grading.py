@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -261,7 +262,9 @@ def test_a_folder_of_strange_files_is_graded_or_refused_with_a_reason(built, tmp
     ],
 )
 @pytest.mark.long
-def test_bad_arguments_are_said(tool, arguments, message):
-    command = [sys.executable, TOOLS / tool, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and message in done.stderr
+def test_bad_arguments_are_said(tool, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(TOOLS / tool), run_name="__main__")
+    assert ended.value.code == 2 and message in capsys.readouterr().err
