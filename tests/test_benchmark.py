@@ -24,6 +24,9 @@ STORED = {row["job"]: row for row in benchmark.read(benchmark.RESULTS)}
 TUNED = benchmark.read(benchmark.TUNING)
 
 
+made = functools.cache(benchmark.task)  # for tests that only look at it
+
+
 def command(*arguments, **options):
     return [sys.executable, "-m", "minilib.benchmark", *map(str, arguments)]
 
@@ -61,7 +64,7 @@ def test_tuning_looks_at_other_facts():
 
 
 def test_what_is_asked_outside_was_shown_to_no_method():
-    task = benchmark.task(Job("unedited", "exact", 20, 1, trial=0))
+    task = made(Job("", "exact", 20, 0, 0))
     shown = {f.asked.text for f in (*task.forget, *task.retain)}
     assert len(task.forget) == 20 and not shown & {q.text for _, q in task.outside}
     assert all(q.answered_by(task.said[q.text]) for _, q in task.outside)
@@ -70,7 +73,7 @@ def test_what_is_asked_outside_was_shown_to_no_method():
 def test_another_model_of_the_world_is_asked_the_same():
     """Chapter 13 hands in other architectures; they have no oracle."""
     lm, job = minilib.load("tinyworld"), Job("", "exact", 20, 0, 0)
-    other, own = benchmark.task(job, lm), benchmark.task(job)
+    other, own = benchmark.task(job, lm), made(job)
     assert other.lm is lm and other.oracle is None
     assert (other.forget, other.retain, other.outside) == (own.forget, own.retain, own.outside)
     with pytest.raises(ValueError, match="model is for jobs on tinyworld"):
@@ -160,7 +163,7 @@ def test_an_error_while_measuring_is_no_finished_row(monkeypatch):
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "on_purpose", lambda error: True)
     with pytest.raises(ValueError, match="not from the method"):
-        benchmark.run(Job("unedited", "exact", 5, 2, trial=0))
+        benchmark.run(Job("unedited", "exact", 20, 0))
 
 
 def test_the_best_trial_is_chosen_for_its_model():

@@ -89,7 +89,7 @@ def test_a_long_target_says_where_the_answer_departs_from_it(tinyworld):
 
 @pytest.mark.parametrize("editor", WEIGHTS)
 def test_a_value_that_may_not_grow_is_named_as_the_reason(tinyworld, editor):
-    with EDITORS[editor](tinyworld, born(PEOPLE[0]), clamp_factor=1e-3) as edit:
+    with EDITORS[editor](tinyworld, born(PEOPLE[0]), clamp_factor=1e-3, steps=8) as edit:
         (note,) = edit.notes
         assert "clamp_factor 0.001 allows" in note
 

