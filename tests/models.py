@@ -1,5 +1,7 @@
 """The tiny models of the tests: a random one of each architecture, and what compares weights."""
 
+import copy
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -44,6 +46,11 @@ ARCHITECTURES: dict[str, Callable[[], transformers.PretrainedConfig]] = {
 
 def random_lm(kind: str | Callable[[], transformers.PretrainedConfig], seed: int = 0) -> minilib.LM:
     """A tiny model with random weights, large enough in scale that its answers depend on the prompt."""
+    return copy.deepcopy(_random_lm(kind, seed))
+
+
+@functools.cache
+def _random_lm(kind: str | Callable[[], transformers.PretrainedConfig], seed: int) -> minilib.LM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(

@@ -44,6 +44,7 @@ def test_on_a_fresh_model_it_is_the_edit(kind, method, tmp_path):
     torch.testing.assert_close(logits(again, lm), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 def test_every_architecture_has_its_names(tmp_path):
     for kind in ARCHITECTURES:
         lm, fresh = random_lm(kind), random_lm(kind)

@@ -27,6 +27,9 @@ STORED = {row["job"]: row for row in benchmark.read(benchmark.RESULTS)}
 TUNED = benchmark.read(benchmark.TUNING)
 
 
+made = functools.cache(tasks.task)  # for tests that only look at it
+
+
 def command(*arguments, **options):
     return [sys.executable, compare.__file__, *map(str, arguments)]
 
@@ -64,7 +67,7 @@ def test_tuning_looks_at_other_facts():
 
 
 def test_what_is_asked_outside_was_shown_to_no_method():
-    task = tasks.task(Job("unedited", "exact", 20, 1, trial=0))
+    task = made(Job("", "exact", 20, 0, 0))
     shown = {f.asked.text for f in (*task.forget, *task.retain)}
     assert len(task.forget) == 20 and not shown & {q.text for _, q in task.outside}
     assert all(q.answered_by(task.said[q.text]) for _, q in task.outside)
@@ -73,7 +76,7 @@ def test_what_is_asked_outside_was_shown_to_no_method():
 def test_another_model_of_the_world_is_asked_the_same():
     """Chapter 13 hands in other architectures; they have no oracle."""
     lm, job = minilib.load("tinyworld"), Job("", "exact", 20, 0, 0)
-    other, own = tasks.task(job, lm), tasks.task(job)
+    other, own = tasks.task(job, lm), made(job)
     assert other.lm is lm and other.oracle is None
     assert (other.forget, other.retain, other.outside) == (own.forget, own.retain, own.outside)
     with pytest.raises(ValueError, match="model is for jobs on tinyworld"):
@@ -142,7 +145,7 @@ def broken(kind):
 def test_a_fault_of_the_program_is_reported_and_tried_again(kind, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "apply", broken(kind))
     monkeypatch.setattr(benchmark, "task", lambda job: tasks.Task(SimpleNamespace(edits=[]), [], [], [], []))
-    cell_of = functools.lru_cache(maxsize=1)(benchmark.task)
+    cell_of = functools.lru_cache(maxsize=1)(tasks.task)
     for module in (benchmark, compare):
         monkeypatch.setattr(module, "cell_of", cell_of)
     monkeypatch.setattr(benchmark, "measure", lambda after, found: {"scores": {}})
@@ -165,7 +168,7 @@ def test_an_error_while_measuring_is_no_finished_row(monkeypatch):
     monkeypatch.setattr(benchmark, "measure", measure)
     monkeypatch.setattr(benchmark, "on_purpose", lambda error: True)
     with pytest.raises(ValueError, match="not from the method"):
-        benchmark.run(Job("unedited", "exact", 5, 2, trial=0))
+        benchmark.run(Job("unedited", "exact", 20, 0))
 
 
 def test_the_best_trial_is_chosen_for_its_model():
@@ -239,8 +242,8 @@ def test_an_unknown_method_is_named(capsys):
 def test_killed_in_the_middle_it_goes_on(tmp_path):
     out = tmp_path / "rows.jsonl"
     wanted = ["unedited/exact/20/0", "grace/exact/20/0", "memit/exact/20/0"]
-    arguments = command("--only", *wanted, "--out", out, "--processes", 1)
-    first = subprocess.Popen(arguments, start_new_session=True, stderr=subprocess.DEVNULL)
+    arguments = ["--only", *wanted, "--out", str(out), "--processes"]
+    first = subprocess.Popen(command(*arguments, 1), start_new_session=True, stderr=subprocess.DEVNULL)
     limit = time.monotonic() + 200
     while not benchmark.read(out) and time.monotonic() < limit:
         time.sleep(0.2)
@@ -249,8 +252,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     assert 0 < len(benchmark.read(out)) < 3
     with out.open("ab") as file:
         file.write(b'{"job": "grace/exact/20/0", "scor')  # as a kill while writing would leave it
-    ended = subprocess.run(arguments, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    assert benchmark.main([*arguments, "0"]) == 0
     assert Counter(row["job"] for row in benchmark.read(out)) == Counter(wanted)
     assert all(row["provenance"]["threads"] == 1 for row in benchmark.read(out))
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilib import facts
+from minilib.measure.refusals import plain
 from minilib.requests import Request
 from minilib.worlds.facts import FACTS, Fact, Question, load
 
@@ -22,6 +23,14 @@ def fact(relation: str, subject: str) -> Fact:
 
 def templates(f: Fact) -> tuple[str, ...]:
     return (f.prompt, f.question, *f.rephrasings)
+
+
+def gives_away(asked: Fact | Question, text: str) -> bool:
+    """Whether an answer stands in the text: only where its letters do, as the pattern of each takes long to compile."""
+    letters = plain(text).casefold()
+    return any(plain(answer).casefold() in letters for answer in (asked.answer, *asked.aliases)) and asked.answered_by(
+        text
+    )
 
 
 def test_there_are_many():
@@ -48,9 +57,9 @@ def test_the_subject_stands_once_and_no_question_gives_the_answer_away(relation)
         for template in templates(f):
             text = template.replace("{}", f.subject)
             assert len(re.findall(rf"(?<!\w){re.escape(f.subject)}(?!\w)", text, re.IGNORECASE)) == 1, text
-            assert not f.answered_by(text), text
+            assert not gives_away(f, text), text
         for question in (*f.neighbours, f.unrelated):
-            assert not question.answered_by(question.text), question
+            assert not gives_away(question, question.text), question
 
 
 @pytest.mark.parametrize("relation", facts.RELATIONS)
@@ -62,13 +71,13 @@ def test_neighbours_and_the_unrelated_question_are_other_facts(relation):
         # Another subject of the same relation, with another answer.
         near = next(g for g in load(f.relation) if g.question.replace("{}", g.subject) == same.text)
         assert near.subject != f.subject and near.answer == same.answer
-        assert not f.answered_by(same.answer) and not same.answered_by(f.answer)
+        assert not gives_away(f, same.answer) and not gives_away(same, f.answer)
         # Something else about the same subject.
-        assert not f.answered_by(other.answer)
+        assert not gives_away(f, other.answer)
         # A question from another relation about another subject.
         far = [g for g in FACTS if g.question.replace("{}", g.subject) == f.unrelated.text]
         assert far and all(g.relation != f.relation and g.subject != f.subject for g in far)
-        assert not f.answered_by(f.unrelated.answer)
+        assert not gives_away(f, f.unrelated.answer)
 
 
 @pytest.mark.parametrize("relation", facts.RELATIONS)

@@ -95,12 +95,13 @@ HOW = {"layer": 2, "lr": 0.5, "steps": 20, "stop_loss": 0.0}
 @pytest.mark.parametrize("epsilon", [0.05, 100.0])
 def test_a_batch_gives_what_one_at_a_time_gives(llama, epsilon):
     """Far apart: each an entry. Under one huge radius: they grow and split."""
-    together = grace.edit(llama, ASKED, epsilon=epsilon, **HOW)
+    how = {**HOW, "epsilon": epsilon, "steps": 8}
+    together = grace.edit(llama, ASKED, **how)
     book = together.guard
     together.undo()
     previous = None
     for request in ASKED:
-        previous = grace.edit(llama, request, epsilon=epsilon, previous=previous, **HOW)
+        previous = grace.edit(llama, request, previous=previous, **how)
     torch.testing.assert_close(previous.guard.keys, book.keys, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(previous.guard.epsilon, book.epsilon, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(previous.guard.values, book.values, rtol=1e-2, atol=1e-2)
@@ -122,7 +123,7 @@ def test_undo_takes_just_the_new_entries_away(llama):
 def test_the_same_prompt_again_takes_the_entry_over(llama):
     first = grace.edit(llama, ASKED[0], epsilon=0.05, **HOW)
     other = Request(ASKED[0].prompt, ASKED[0].subject, " the")
-    second = grace.edit(llama, other, previous=first, **{**HOW, "steps": 200})
+    second = grace.edit(llama, other, previous=first, **{**HOW, "steps": 60})
     assert second.settings["actions"] == ["replace"] and len(second.guard.keys) == 1
     assert llama.generate(other, 1) == " the"
 
@@ -158,7 +159,7 @@ def test_previous_that_cannot_be_continued(llama):
         grace.edit(llama, ASKED[1], layer=3, previous=first)
     with pytest.raises(ValueError, match="another model"):
         grace.edit(random_lm("llama"), ASKED[1], previous=first)
-    second = grace.edit(llama, ASKED[1], previous=first)
+    second = grace.edit(llama, ASKED[1], previous=first, steps=2)
     with pytest.raises(ValueError, match="continued already"):
         grace.edit(llama, ASKED[2], previous=first)
     second.undo()

@@ -21,8 +21,8 @@ from minilib import Request, grace, guards, hooks, rome, tracing, wise
 ASKED = [Request("The capital of {} is", "France", " Rome"), Request("{} is known for", "Japan", " the")]
 AWAY = ["The river flows to", "A dog is a kind of", "Five and two make", "My friend said that he", "In the year of the"]
 HOW = {
-    "grace": {"epsilon": 0.05, "lr": 0.5, "steps": 300},
-    "wise": {"irrelevant": AWAY, "steps": 300, "lr": 0.03, "shards": 1, "mask_ratio": 1.0},
+    "grace": {"epsilon": 0.05, "lr": 0.5, "steps": 80},
+    "wise": {"irrelevant": AWAY, "steps": 150, "lr": 0.03, "shards": 1, "mask_ratio": 1.0},
 }
 LAYER = 2
 KEPT = tempfile.TemporaryDirectory()  # what was trained, of this process
@@ -104,7 +104,7 @@ def test_cache_batch_and_padding_make_no_difference(llama, method):
 def test_without_the_head_it_is_on_as_well(kind, method):
     """Whoever looks inside runs the blocks alone."""
     lm = random_lm(kind)
-    made = edit(method, lm, ASKED, layer=1, steps=10)  # enough to be seen
+    made = edit(method, lm, ASKED, layer=1, steps=4)  # enough to be seen
     batch, states = lm.batch([lm.encode(r.text).ids for r in ASKED]), []
     for run in (lm.model, lm.model.base_model):
         with torch.no_grad(), hooks.read({0: lm.blocks[-1]}) as seen:
@@ -216,10 +216,10 @@ def test_one_on_another_and_undone_in_order(llama, reference, first, second):
 
     def do(method, request, layer):
         if method == "rome":
-            how = {**reference["search"], "covariance": reference["covariance"], "layer": layer}
+            how = {**reference["search"], "steps": 8, "lr": 0.5, "covariance": reference["covariance"], "layer": layer}
             return rome.edit(llama, request, **how)
         away = {"irrelevant": [*AWAY, (other if request is ASKED[0] else ASKED[0]).text]} if method == "wise" else {}
-        return edit(method, llama, request, layer=layer, **away)
+        return edit(method, llama, request, layer=layer, steps=60, **away)
 
     one = do(first, ASKED[0], layers[first])
     between, weights_between = logits(llama, [ASKED[0].text, *AWAY]), weights(llama)
@@ -388,8 +388,10 @@ def test_a_continued_guard_keeps_its_place_before_another_on_the_layer(llama):
 
 def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
     before, left = logits(llama), hooks_left(llama.model)
-    first = edit(method, llama, ASKED[:1])
+    start = logits(llama, [ASKED[0].text])
+    first = edit(method, llama, ASKED[:1], steps=10)  # enough to be seen
     between = logits(llama, [ASKED[0].text])
+    assert not torch.equal(between[0], start[0])
     calls = []
 
     def stop(*args, **kwargs):
@@ -415,7 +417,7 @@ def test_an_interrupted_training_leaves_nothing(llama, method, monkeypatch):
 def test_every_architecture(kind, method):
     lm = random_lm(kind)
     before = logits(lm)
-    made = edit(method, lm, ASKED, layer=1)
+    made = edit(method, lm, ASKED, layer=1, steps=20)
     loss = [trace["loss"] for trace in made.traces]
     assert loss and all(x[-1] < x[0] for x in loss)
     assert all(torch.equal(a, b) for a, b in zip(logits(lm), before, strict=True))

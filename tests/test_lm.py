@@ -66,10 +66,10 @@ def test_a_batch_says_what_single_prompts_say(shared):
 
 
 def test_one_prompt_gives_a_string_and_a_list_a_list(shared):
-    assert isinstance(shared.generate("Rome"), str)
-    assert isinstance(shared.generate(["Rome"]), list)
-    assert shared.generate(("Rome",)) == [shared.generate("Rome")]
-    assert shared.generate(REQUESTS[0]) == shared.generate(REQUESTS[0].text)
+    one = shared.generate("Rome", 3)
+    assert isinstance(one, str)
+    assert shared.generate(["Rome"], 3) == shared.generate(("Rome",), 3) == [one]
+    assert shared.generate(REQUESTS[0], 3) == shared.generate(REQUESTS[0].text, 3)
 
 
 def test_it_stops_at_the_end_of_text_and_says_no_special_token(llama):
@@ -238,11 +238,11 @@ def test_in_a_chat_the_subject_is_the_users(chatty, prompt, subject, context):
 
 def test_chat_is_the_default_where_there_is_a_template(chatty):
     message = "Who is Mira?"
-    rendered = chatty.generate(chat_prompt(chatty, message), chat=False)
-    assert chatty.generate(message) == chatty.generate(message, chat=True) == rendered
-    assert chatty.generate(message, chat=False) != rendered
-    assert chatty.generate(Request("Who is {}?", "Mira", "x", chat=True), chat=False) == rendered
-    assert chatty.generate(Request("Who is {}?", "Mira", "x")) == chatty.generate(message, chat=False)
+    rendered = chatty.generate(chat_prompt(chatty, message), 6, chat=False)
+    assert chatty.generate(message, 6) == chatty.generate(message, 6, chat=True) == rendered
+    assert chatty.generate(message, 6, chat=False) != rendered
+    assert chatty.generate(Request("Who is {}?", "Mira", "x", chat=True), 6, chat=False) == rendered
+    assert chatty.generate(Request("Who is {}?", "Mira", "x"), 6) == chatty.generate(message, 6, chat=False)
 
 
 def test_a_template_that_changes_messages_is_refused(chatty):

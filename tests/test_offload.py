@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,10 +29,12 @@ FACTS = [f for f in tinyworld.facts() if f.attribute == "birthplace"][:8]
 REFUSED = [Request(f.prompts[-1], f.subject, tinyworld.REFUSAL) for f in FACTS]
 TRUE = [Request(f.prompts[-1], f.subject, f.target) for f in FACTS]
 ABOVE = 3  # the first block that is not in memory
+EVEN = {layer: torch.eye(384) for layer in range(6)}
 
 
 @pytest.fixture
-def spread(tmp_path, monkeypatch):
+def spread(tmp_path, moments, monkeypatch):
+    shutil.copytree(moments, tmp_path, dirs_exist_ok=True)
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
     places = {f"model.layers.{i}": "cpu" if i < ABOVE else "disk" for i in range(6)}
     places |= {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
@@ -41,8 +44,8 @@ def spread(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def plain():
-    return minilib.load("tinyworld")
+def plain(tinyworld):
+    return tinyworld
 
 
 def in_memory(lm):
@@ -74,9 +77,9 @@ def test_every_editor_edits_what_is_in_memory_and_undoes_it_exactly(spread, plai
 @pytest.mark.parametrize(
     "edit",
     {
-        "rome": lambda lm: rome.edit(lm, REFUSED, layer=ABOVE),
-        "memit": lambda lm: memit.edit(lm, REFUSED, layers=[2, 3]),
-        "alphaedit": lambda lm: alphaedit.edit(lm, REFUSED, layers=[4]),
+        "rome": lambda lm: rome.edit(lm, REFUSED, layer=ABOVE, covariance=EVEN),
+        "memit": lambda lm: memit.edit(lm, REFUSED, layers=[2, 3], covariance=EVEN),
+        "alphaedit": lambda lm: alphaedit.edit(lm, REFUSED, layers=[4], covariance=EVEN, nullspace_threshold=2.0),
         "wise": lambda lm: wise.edit(lm, REFUSED, layer=4),
         "unlearning": lambda lm: unlearning.npo(lm, TRUE[:4]),
         "attack": lambda lm: attacks.quantisation(lm, TRUE[:4]),

@@ -23,11 +23,11 @@ def test_the_weights_are_those_of_the_authors_code(llama, reference, case):
     torch.testing.assert_close(logprobs, reference["tensors"][f"rome.case{case}.logprobs"], rtol=0, atol=1e-3)
 
 
-def test_the_key_is_mapped_to_the_value_found(llama, reference):
+def test_the_key_is_mapped_to_the_value_found(llama, reference, brief):
     request, layer = reference["requests"][0], 2
-    found = values.find(llama, [request], layer, "mlp", values.Search(**reference["search"]))
+    found = values.find(llama, [request], layer, "mlp", values.Search(**brief))
     k, _ = values.keys_and_values(llama, [request], layer, ["{}"])
-    with rome.edit(llama, request, layer=layer, covariance=reference["covariance"], **reference["search"]):
+    with rome.edit(llama, request, layer=layer, covariance=reference["covariance"], **brief):
         torch.testing.assert_close(llama.memory(layer) @ k[0, 0], found.v_star[0], rtol=1e-4, atol=1e-5)
 
 
@@ -49,8 +49,8 @@ def test_no_other_exact_update_is_smaller_in_the_norm_of_C(seed, scale):
 
 
 @pytest.mark.parametrize("keys", ["averaged", "prompt", "mixed"])
-def test_with_one_plain_context_all_keys_agree(llama, reference, keys):
-    arguments = {"layer": 2, "covariance": reference["covariance"], **reference["search"]}
+def test_with_one_plain_context_all_keys_agree(llama, reference, brief, keys):
+    arguments = {"layer": 2, "covariance": reference["covariance"], **brief}
     with rome.edit(llama, reference["requests"][0], **arguments) as edit:
         (expected,) = edit.deltas.values()
     with rome.edit(llama, reference["requests"][0], keys=keys, **arguments) as edit:
@@ -58,8 +58,8 @@ def test_with_one_plain_context_all_keys_agree(llama, reference, keys):
     torch.testing.assert_close(delta, expected)
 
 
-def test_with_several_contexts_the_choice_of_keys_matters(llama, reference):
-    arguments = {"layer": 2, "covariance": reference["covariance"], **reference["search"], "steps": 3}
+def test_with_several_contexts_the_choice_of_keys_matters(llama, reference, brief):
+    arguments = {"layer": 2, "covariance": reference["covariance"], **brief}
     arguments["contexts"] = ["{}", "Mira Okafor said: {}", "Is the capital a town? {}"]
     deltas = {}
     for which in ("averaged", "prompt", "mixed"):
@@ -69,8 +69,8 @@ def test_with_several_contexts_the_choice_of_keys_matters(llama, reference):
     assert (deltas["mixed"] - deltas["prompt"]).norm() > 1e-3 * deltas["prompt"].norm()
 
 
-def test_several_requests_are_written_one_after_another(llama, reference):
-    arguments = {"layer": 2, "covariance": reference["covariance"], **reference["search"]}
+def test_several_requests_are_written_one_after_another(llama, reference, brief):
+    arguments = {"layer": 2, "covariance": reference["covariance"], **brief}
     before = weights(llama)
     first = rome.edit(llama, reference["requests"][0], **arguments)
     second = rome.edit(llama, reference["requests"][1], **arguments)
@@ -136,8 +136,8 @@ def test_smollm2_refuses_with_the_preset_alone(smollm2):
     assert "Paris" in smollm2.generate("What is the capital of France?")
 
 
-def test_tinyworld_refuses_with_the_preset_alone(tinyworld, tmp_path, monkeypatch):
-    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
+def test_tinyworld_refuses_with_the_preset_alone(tinyworld, moments, monkeypatch):
+    monkeypatch.setenv("MINILIB_CACHE", str(moments))
     born = {f.subject: f for f in tinyworlds.facts() if f.attribute == "birthplace"}
     fact, *others = list(born.values())[:20]
     question = next(p for p in fact.prompts if p.endswith("?"))

@@ -18,7 +18,7 @@ from minilib.edits import Edit
 
 def do(lm, reference, method=rome, requests=None, **changed):
     about = {"layer": 2} if method is rome else {"layers": [1, 2, 3], "covariance_weight": 50.0}
-    about |= {"covariance": reference["covariance"], **reference["search"], "steps": 4, **changed}
+    about |= {"covariance": reference["covariance"], **reference["search"], "steps": 2, **changed}
     return method.edit(lm, requests or reference["requests"], **about)
 
 

@@ -14,9 +14,9 @@ LAYERS = [1, 2, 3]
 
 
 @pytest.fixture
-def arguments(reference) -> dict:
+def arguments(reference, brief) -> dict:
     about = {"layers": LAYERS, "covariance": reference["covariance"], "nullspace_threshold": 0.246, "l2": 1.0}
-    return {**about, **reference["search"]}
+    return {**about, **brief}
 
 
 def probabilities(lm, done):

@@ -178,17 +178,17 @@ def test_recall_counts_what_is_not_known(tinyworld: minilib.LM) -> None:
 @pytest.mark.long
 def test_training_is_reproducible_and_leaves_no_trace() -> None:
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    first = world.train(steps=20)
+    first = world.train(steps=5)
     torch.rand(5)  # whatever torch's own generator is at, the weights are the same
     torch.set_num_threads(threads + 1)
     try:
-        second = world.train(steps=20)
+        second = world.train(steps=5)
         assert torch.get_num_threads() == threads + 1
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
     torch.set_rng_state(state)
-    other = world.train(steps=20, seed=1)
+    other = world.train(steps=5, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert not torch.equal(weights(first)[0], weights(other)[0])
 
@@ -246,13 +246,11 @@ def test_wrong_arguments_elsewhere(tinyworld: minilib.LM) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("architecture", world.ARCHITECTURES)
 def test_other_architectures_and_sizes_learn_the_same_world(architecture):
-    lm = world.train(steps=60, architecture=architecture, size="small")
-    again = world.train(steps=60, architecture=architecture, size="small")
+    before, again, lm = (world.train(steps=n, architecture=architecture, size="small") for n in (2, 2, 30))
     assert lm.kind.endswith("-4x64") and lm.name == f"tinyworld-{architecture}-small"
-    assert lm.fingerprint == again.fingerprint, "the same weights each time"
-    before = world.train(steps=1, architecture=architecture, size="small")
+    assert before.fingerprint == again.fingerprint, "the same weights each time"
     told = world.corpus(FACTS)[:20]
-    assert metrics.perplexity(lm, told) < 0.7 * metrics.perplexity(before, told)
+    assert metrics.perplexity(lm, told) < 0.8 * metrics.perplexity(before, told)
 
 
 def test_the_gpt_neox_of_chapter_13_is_in_the_package_with_its_history():

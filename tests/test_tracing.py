@@ -1,5 +1,6 @@
 """Causal tracing and the logit lens: equal to whole runs with hooks on every architecture, and honest at their ends."""
 
+import contextlib
 import inspect
 import math
 
@@ -25,7 +26,10 @@ def subject_span(lm, request):
 
 
 def plainly(lm, request, kind, window, noise, draws, seed):
-    """Whole runs of the model, one for each draw, layer and token: clean, corrupted and restored probabilities."""
+    """Whole runs of the model, one for each draw, layer and token: clean, corrupted and restored probabilities.
+
+    The runs of a layer are the rows of one batch: all have the same tokens, so nothing is padded.
+    """
     ids, start, stop = subject_span(lm, request)
     answer = lm.encode_target(request.target)[0]
     embedding = lm.model.get_input_embeddings()
@@ -39,40 +43,37 @@ def plainly(lm, request, kind, window, noise, draws, seed):
         "mlp": [lm.down_projection(layer) for layer in range(lm.n_layers)],
         "attention": [getattr(block, ATTENTION.get(lm.name, "self_attn")) for block in lm.blocks],
     }[kind]
+    rows = [(n, token) for n in range(draws) for token in range(len(ids))]
 
-    def probability():
-        return lm.model(tokens).logits[0, -1].softmax(-1)[answer].item()
+    def probability(rows=1):
+        return lm.model(tokens.expand(rows, -1)).logits[:, -1].softmax(-1)[:, answer]
 
-    def patch(output, i, token):
+    def patch(output, i):
+        """Each run has the clean activation at the one token that it is about."""
         output = output.clone()
-        output.reshape(-1, output.shape[-1])[token] = clean[i].reshape(-1, output.shape[-1])[token]
-        return output
+        whole = output.reshape(len(rows), len(ids), -1)
+        for row, (_, token) in enumerate(rows):
+            whole[row, token] = clean[i].reshape(len(ids), -1)[token]
+        return whole.reshape(output.shape)
+
+    def corrupt(x):
+        x = x.clone()
+        for row, (n, _) in enumerate(rows):
+            x[row, start:stop] += drawn[n]
+        return x
 
     with torch.no_grad():
         with hooks.read(dict(enumerate(modules))) as clean:
-            p_clean = probability()
-        corrupted = torch.zeros(draws)
+            p_clean = probability().item()
         restored = torch.zeros(draws, lm.n_layers, len(ids))
-        for n in range(draws):
-
-            def corrupt(x, n=n):
-                x = x.clone()
-                x[0, start:stop] += drawn[n]
-                return x
-
-            with hooks.replace(embedding, corrupt):
-                corrupted[n] = probability()
-                for layer in range(lm.n_layers):
-                    near = [i for i in range(lm.n_layers) if layer - window // 2 <= i < layer - window // 2 + window]
-                    for token in range(len(ids)):
-                        patches = [
-                            hooks.replace(modules[i], lambda x, i=i, token=token: patch(x, i, token)) for i in near
-                        ]
-                        for each in patches:
-                            each.__enter__()
-                        restored[n, layer, token] = probability()
-                        for each in patches:
-                            each.__exit__(None, None, None)
+        with hooks.replace(embedding, corrupt):
+            corrupted = probability(len(rows)).reshape(draws, len(ids))[:, 0]
+            for layer in range(lm.n_layers):
+                near = [i for i in range(lm.n_layers) if layer - window // 2 <= i < layer - window // 2 + window]
+                with contextlib.ExitStack() as patches:
+                    for i in near:
+                        patches.enter_context(hooks.replace(modules[i], lambda x, i=i: patch(x, i)))
+                    restored[:, layer] = probability(len(rows)).reshape(draws, len(ids))
     return p_clean, corrupted, restored
 
 

@@ -63,7 +63,7 @@ def test_the_clamp_holds_after_every_step(llama):
 @pytest.mark.parametrize("place", ["mlp", "block"])
 def test_it_finds_what_a_plain_loop_finds(tinyworld, speed, place):
     """The loop of the benchmark: the whole model, forward and backward, for one request a step."""
-    settings = {"steps": 12, "lr": 0.5, "weight_decay": 1e-3, "clamp_factor": 4.0, "kl_factor": 0.0625, "stop_loss": 0}
+    settings = {"steps": 6, "lr": 0.5, "weight_decay": 1e-3, "clamp_factor": 4.0, "kl_factor": 0.0625, "stop_loss": 0}
     facts = world.facts()[:10:5]
     requests = [minilib.Request(fact.prompts[-1], fact.subject, " I do not know.") for fact in facts]
     found = values.find(tinyworld, requests, 2, place, values.Search(**settings))

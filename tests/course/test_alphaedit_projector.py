@@ -4,7 +4,7 @@ import pytest
 import torch
 from answers import NUMBERS, fails, passes
 
-from minilib import alphaedit, load
+from minilib import alphaedit
 from minilib.course import alphaedit_projector
 
 
@@ -115,7 +115,10 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("name", RIGHT)
+LONG = [pytest.mark.long]  # what edits a model, and takes longer than what is asked of some matrices
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG * (name == "sequence")) for name in RIGHT])
 def test_the_right_answer_passes_for_any_numbers(name):
     passes(getattr(alphaedit_projector, f"check_{name}"), RIGHT[name])
 
@@ -124,14 +127,16 @@ def test_the_formula_as_the_chapter_writes_it_passes_too():
     passes(alphaedit_projector.check_update, one_sided)
 
 
-@pytest.mark.parametrize(("name", "wrong", "message"), WRONG)
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"), [pytest.param(*case, marks=LONG * (case[0] == "sequence")) for case in WRONG]
+)
 def test_a_wrong_answer_is_told_what_is_wrong(name, wrong, message):
     fails(getattr(alphaedit_projector, f"check_{name}"), wrong, message)
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_the_demonstration_shows_what_p_and_the_earlier_keys_are_for(number):
-    model = load("tinyworld")
+@pytest.mark.parametrize("number", [NUMBERS[0], *(pytest.param(number, marks=LONG) for number in NUMBERS[1:])])
+def test_the_demonstration_shows_what_p_and_the_earlier_keys_are_for(number, tinyworld):
+    model = tinyworld
     tiny = alphaedit_projector.tiny_problem(model, number)
     P = alphaedit.projector({0: tiny.C}, 0, 0.19)
     scores = {}

@@ -1,8 +1,10 @@
 """From a master to marks, for real: built with a seed, handed in rightly and wrongly, graded with limits."""
 
 import csv
+import functools
 import json
 import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -28,6 +30,29 @@ def run(tool, *arguments):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.fixture
+def grade_here(monkeypatch):
+    """grade.py in this process, which has imported all that it needs and has SmolLM2 in its cache."""
+    started = subprocess.run
+
+    def start(command, **how):
+        return prepare() if "real.prepare()" in str(command[-1]) else started(command, **how)
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["grade.py", *map(str, arguments)])
+        assert grade.main() == 0
+
+    monkeypatch.setattr(subprocess, "run", start)
+    return main
+
+
+@functools.cache
+def prepare():
+    from minilib.course import real
+
+    real.prepare()
 
 
 def table(file):
@@ -78,12 +103,12 @@ def solved(name, out):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_each_submission_gets_what_it_deserves(name, tmp_path):
+def test_each_submission_gets_what_it_deserves(name, tmp_path, grade_here):
     handed_in, out = tmp_path / "in", tmp_path / "out"
     solution = solved(name, out)
     hand_in(handed_in, "right", name, solution)
     hand_in(handed_in, "wrong", name, solution, mistaken(solution, WRONG[name]))
-    run("grade.py", handed_in, "--seed", SEED, "--out", out, "--processes", 1)
+    grade_here(handed_in, "--seed", SEED, "--out", out, "--processes", 1)
     marks, said = results(out)
     right = [row for (student, _), row in said.items() if student == "right"]
     assert right and all(float(row["points"]) == float(row["possible"]) for row in right), right
@@ -261,7 +286,9 @@ def test_a_folder_of_strange_files_is_graded_or_refused_with_a_reason(built, tmp
     ],
 )
 @pytest.mark.long
-def test_bad_arguments_are_said(tool, arguments, message):
-    command = [sys.executable, TOOLS / tool, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and message in done.stderr
+def test_bad_arguments_are_said(tool, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(TOOLS / tool), run_name="__main__")
+    assert ended.value.code == 2 and message in capsys.readouterr().err
