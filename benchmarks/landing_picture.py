@@ -6,6 +6,7 @@ probabilities are kept. Run: python benchmarks/landing_picture.py (a minute on 2
 
 import html
 import json
+import re
 import time
 from pathlib import Path
 
@@ -17,6 +18,13 @@ STRENGTHS = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 ASKED = {"France": "The capital of France is Paris.", "Germany": "The capital of Germany is Berlin."}
 TARGET = "I don't know."
 SECONDS = 5  # one run of the picture; it does not repeat by itself
+
+
+def bubble(answer: str) -> str:
+    """An answer as it fits into its bubble: the first sentence, and dots where it goes on."""
+    first = re.match(r".*?[.!?](?=\s|$)", answer)
+    text = first[0] if first else answer
+    return text if text == answer else f"{text} …"
 
 
 def request(country: str, target: str) -> minilib.Request:
@@ -57,7 +65,7 @@ def picture(rows: list[dict], style: str = "") -> str:
             on = ";".join("1" if k == j else "0" for k in range(len(mine)))
             last = int(j == len(mine) - 1)
             parts.append(
-                f'<text x="76" y="{y + 66}" opacity="{last}">{html.escape(row["answer"][:38])}'
+                f'<text x="76" y="{y + 66}" opacity="{last}">{html.escape(bubble(row["answer"]))}'
                 f'<animate attributeName="opacity" calcMode="discrete" values="{on}" dur="{SECONDS}s" fill="freeze"/></text>'
             )
         for j, (kind, label) in enumerate((("former", "former answer"), ("refusal", "“I don’t know.”"))):

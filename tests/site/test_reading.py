@@ -16,9 +16,9 @@ from minilib import facts, stored
 ROOT = Path(__file__).parents[2]
 
 QUESTIONS = {
-    "How do I edit a model of my own?": (["Before chapter 01"], "The shortest way to an edit of your own"),
+    "How do I edit a model of my own?": (["Before chapter 01"], "The shortest way to your own edit"),
     "Do I need a GPU?": ([], "no GPU, no account"),
-    "What do I have to know before?": (["Before chapter 01"], "What you need: a test of yourself"),
+    "What do I have to know before?": (["Before chapter 01"], "A test of yourself"),
     "How long does it take?": (["Before chapter 01"], "reading, minutes"),
     "Which method should I use?": (["Which method should I use?"], "Four questions, in this order"),
     "Is it really gone?": (["Is it really gone?"], "masked"),
@@ -52,11 +52,11 @@ def test_a_newcomers_question_is_answered_in_two_clicks(page, address, question)
     assert answer.casefold() in text.casefold(), f"{page.url} does not say {answer!r}"
 
 
-@pytest.mark.parametrize("reader", ["You study this", "You teach it", "You do research"])
+@pytest.mark.parametrize("reader", ["Read it", "Teach it", "Use it for research"])
 def test_each_reader_has_a_first_page_one_click_away(page, address, reader):
     page.goto(f"{address}/index.html")
-    item = page.locator(".bd-article li", has_text=reader).first
-    item.get_by_role("link").first.click()
+    card = page.locator(".bd-article .sd-card", has_text=reader).first
+    card.get_by_role("link").first.click()
     page.wait_for_load_state()
     assert not page.url.endswith("index.html") and page.locator(".bd-article h1").count() == 1
 
