@@ -220,7 +220,7 @@ def rating_sheet(
 
     See Also
     --------
-    minilib.metrics.cohens_kappa : how far two people agree beyond chance.
+    minilib.measure.metrics.cohens_kappa : how far two people agree beyond chance.
     """
     answers = list(answers)
     for i, row in enumerate(answers):
