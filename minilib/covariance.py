@@ -196,7 +196,7 @@ def of_model(lm: LM) -> list[str]:
 def take(
     lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
 ) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
-    """What a method was given as ``covariance``, checked; without it, ``second_moment`` of the sample text.
+    """What a method was given as ``covariance``, checked; where it was not, ``second_moment`` of the sample text.
 
     Raises
     ------

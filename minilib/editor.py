@@ -1,5 +1,8 @@
 """What all methods share: how they are told what to do, and what they tell in return.
 
+``@editor(Settings)`` around a method checks its keywords, switches gradients on and dropout off, runs it, and asks the
+edited model its requests.
+
 A method writes its keywords once, as the fields of its ``Settings``: the default is the paper's value, the type holds
 the limits, and ``PRESETS`` what differs for models that the book has tried. ``Settings.of`` puts the three together.
 At the end of an edit, its notes say which requests are not answered with their target, and why.

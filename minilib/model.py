@@ -30,6 +30,9 @@ POST_NORM = "post_feedforward_layernorm"  # Gemma 2/3 and OLMo 2 normalise what 
 class LM(AnswerMixin):
     """A causal language model with its tokenizer, ready to be edited.
 
+    Where the weights are, and what edits need of them, stands here; ``encode`` and the chat template are in ``tokens``,
+    ``generate``, ``batch`` and probabilities in ``answers``.
+
     Parameters
     ----------
     model : transformers.PreTrainedModel

@@ -5,7 +5,10 @@ model say the target. Among all matrices that map k* to v*, ROME takes the one t
 ordinary text least (equation 2 of the paper):
 
     minimise ‖Ŵ K − V‖  subject to  Ŵ k* = v*      ⇒      Ŵ = W + Λ (C⁻¹ k*)ᵀ,
-    Λ = (v* − W k*) / ((C⁻¹ k*)ᵀ k*),   C = mean of k kᵀ over text.
+    Λ = (v* − W k*) / ((C⁻¹ k*)ᵀ k*),   C = mean of k kᵀ over text,
+
+where the columns of K are the keys of ordinary text and V = W K their values. Below, u = C⁻¹k* is the row of the change
+and Λ the direction that is written.
 
 With several contexts, k* is the average of its keys. The authors' code averages in C⁻¹k* and uses the plain
 prompt's key elsewhere (``keys="mixed"``), which can break a model in one edit; one key in both places is
@@ -39,16 +42,17 @@ class Settings(values.Search):
     layer : int, default the middle one
         Which block's MLP to write to.
     keys : {"averaged", "prompt", "mixed"}
-        Which key is k*: the average over contexts, the plain prompt's, or the authors' mixture of both.
+        Which key is k*: the average over contexts, the first context's (the plain prompt's, unless other contexts are
+        given), or the authors' mixture: the average in u, the first context's elsewhere.
     """
 
     PRESETS = {
         "llama-30x576": {"layer": 4, "weight_decay": 1e-3, "steps": 25},  # SmolLM2-135M
         "llama-6x96": {"layer": 0, "weight_decay": 1e-3, "steps": 25},  # tinyworld
     }
-    prefixes: ClassVar[values.Lengths] = ((5, 10), (10, 10))
+    prefixes: ClassVar[values.Lengths] = ((5, 10), (10, 10))  # for contexts="sampled": (tokens, how many), ...
 
-    layer: int = 0
+    layer: int = 0  # never used: Settings.of puts the preset or the middle layer in its place
     keys: Literal["averaged", "prompt", "mixed"] = "averaged"
     steps: values.Count = 20
     clamp_factor: values.Positive = 4.0
@@ -82,6 +86,7 @@ def edit(
     Returns
     -------
     Edit
+        ``edit.notes`` says which requests the edited model does not answer with their target (see ``editor``).
 
     Raises
     ------
@@ -89,19 +94,21 @@ def edit(
         When an argument is wrong. Whatever goes wrong, the model is left as it was.
     """
     requests = as_requests(requests)
-    s = Settings.of(lm, **settings)
+    s = Settings.of(lm, **settings)  # what was given, else the model's preset, else the defaults above
     if s.keys not in ("averaged", "prompt", "mixed"):
         raise ValueError(f"keys must be 'averaged', 'prompt' or 'mixed', not {s.keys!r}")
     for context in s.contexts:  # what needs the tokenizer is checked before anything is changed
         lm.encode(requests, context=context)
     C = take(lm, covariance, [s.layer])[s.layer]
-    L = factor(C)
+    L = factor(C)  # C = L Lᵀ
     traces: list[dict[str, list[float]]] = []
     notes: list[str] = []
     columns, rows = [], []  # Λ and C⁻¹k of each request: the whole change is their product
     with changing(lm, [lm.weight_name(s.layer)]) as originals:
         for request in requests:
+            # v*, as values.find_plainly finds it: read that one, it is the same search without the batching.
             value = values.find(lm, [request], s.layer, "mlp", s, progress)
+            # (contexts, d_k) and (contexts, d_out), read anew since an earlier request may have changed W.
             k, Wk = (x[0] for x in values.keys_and_values(lm, [request], s.layer, s.contexts))
             averaged = k.mean(0)
             k_star, Wk_star = (averaged, Wk.mean(0)) if s.keys == "averaged" else (k[0], Wk[0])
@@ -114,4 +121,5 @@ def edit(
             traces += value.traces
             notes += said_before([request], value.said)
         thin = factors(lm, s.layer, torch.stack(columns, 1), torch.stack(rows))
+        # From here on it is in force: it joins lm.edits.
         return Edit(lm, "rome", requests, s.used(), originals, traces=traces, factors=thin, notes=notes)

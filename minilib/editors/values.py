@@ -1,8 +1,8 @@
 """Finding v*: the value that makes the model say the target, by gradient descent on one vector δ.
 
-δ is added at the last token of the subject, at one layer, and moved until the target becomes likely. ROME
-adds it where the MLP's output leaves the down-projection (``place="mlp"``), MEMIT and AlphaEdit at the
-block's output (``place="block"``). The loss of one request is ::
+v* = v₀ + δ, where v₀ is the value there before. δ is added at the last token of the subject, at one layer, and moved
+until the target becomes likely. ROME adds it where the MLP's output leaves the down-projection (``place="mlp"``), MEMIT
+and AlphaEdit at the block's output (``place="block"``). The loss of one request is ::
 
     mean over contexts of −log p(target) / (number of its tokens)          (say the target)
     + kl_factor · KL(p_edited ‖ p_original) at the subject in "{} is a"    (keep what the subject is)
@@ -144,7 +144,7 @@ def find(lm: LM, requests: Sequence[Request], layer: int, place: Place, s: Searc
         Its weights are not touched.
     requests : list of Request
     layer, place, s
-        As in ``find_plainly``.
+        As in ``find_plainly``, which is the same search for one request, and the one to read.
     progress : bool, default False
         Show a progress bar; a search that takes over two seconds has one in any case.
 

@@ -5,7 +5,8 @@ fact: what was ``asked``, what the model ``said``, and whether the answer was ``
 the model is undone bit for bit before it returns.
 
 An attack also "recovers" something from a model that never knew: by guessing, by chance, or because the prompt gives
-the answer away. So run each on an oracle too, and read its figure as the attack's false alarm rate; ``verdict`` does.
+the answer away. So run each on an oracle too, and read its figure as the attack's false alarm rate, as
+``verdicts.verdict`` does.
 
 >>> import minilib
 >>> from minilib import attacks, facts
