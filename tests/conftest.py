@@ -135,7 +135,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def no_real_model_without_its_mark(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.node.get_closest_marker("slow") is None and "packaged" not in request.node.path.stem:
+    if request.node.get_closest_marker("slow") is None and "downloads" not in request.node.path.stem:
         message = f"{request.node.name} loads a real model: mark it with pytest.mark.slow"
         if "minilib.loading" in sys.modules:
             monkeypatch.setattr(sys.modules["minilib.loading"], "fetch", lambda *_: pytest.fail(message))

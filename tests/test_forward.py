@@ -1,9 +1,12 @@
-"""Prefixes that are run once: the suffixes give what whole texts give, again and again."""
+"""What is run once, and what above a layer: the suffixes give what whole texts give; unusual models are refused."""
 
 import pytest
 import torch
+from models import random_lm
 
-from minilib import forward, hooks
+import minilib
+from minilib import Request, forward, grace, hooks
+from minilib.forward import Suffixes
 
 ROWS = [([5, 6, 7, 8], [9, 10]), ([5, 6], [9, 10, 11]), ([], [12]), ([5, 6], [13])]
 
@@ -40,3 +43,35 @@ def test_blocks_called_as_recorded_give_what_the_model_gives(any_lm):
         torch.testing.assert_close(hidden, out[0], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(any_lm.unembed(hidden), logits, rtol=1e-4, atol=1e-4)
     assert not any(block._forward_pre_hooks for block in any_lm.blocks)
+
+
+CUT = [([], [1, 2, 3]), ([4, 5], [6])]
+
+
+def test_a_model_that_scales_its_mlp_is_refused():
+    lm = random_lm("llama")
+    Suffixes(lm, 1, "mlp", CUT)
+    mlp = lm.blocks[1].mlp
+    whole = mlp.forward
+    mlp.forward = lambda hidden: 0.5 * whole(hidden)
+    with pytest.raises(ValueError, match="residual stream in a way minilib does not know"):
+        Suffixes(lm, 1, "mlp", CUT)
+
+
+def test_a_model_that_scales_its_logits_is_refused():
+    lm = random_lm("llama")
+    whole = lm.model.lm_head.forward
+    calls = iter([1.0, *[3.0] * 9])  # once in the model's pass, then where the library reads a hidden state
+    lm.model.lm_head.forward = lambda hidden: next(calls) * whole(hidden)
+    with pytest.raises(ValueError, match="into logits in a way that minilib does not know"):
+        Suffixes(lm, 1, "mlp", CUT)
+
+
+@pytest.mark.slow
+def test_smollm2_can_be_edited_in_bfloat16():
+    lm = minilib.load("smollm2-135m", dtype=torch.bfloat16)
+    questions = ["What is the capital of {}?", "Which language is spoken in {}?"]
+    requests = [Request(q, s, "I don't know.", chat=True) for q in questions for s in ("France", "Germany")]
+    with grace.edit(lm, requests):
+        assert sum(a.startswith("I don't know") for a in lm.generate(requests)) >= 2
+    assert "Paris" in lm.generate(requests[0])
