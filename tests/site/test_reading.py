@@ -1,6 +1,5 @@
 """What a newcomer asks is found in two clicks; a symbol says what it means; the playground shows what was stored."""
 
-import json
 import re
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import minilib
 from minilib import facts, stored
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tools"))
+import reading_times  # noqa: E402
 
 QUESTIONS = {
     "How do I edit a model of my own?": (["Before chapter 01"], "The shortest way to your own edit"),
@@ -134,19 +135,10 @@ def test_one_stored_edit_is_made_again():
 
 
 def test_the_times_of_the_chapters_are_those_of_their_texts():
-    """Words at 180 a minute, 0.75 minutes a cell, rounded up to five; exercises by the minutes that they name."""
+    """``tools/reading_times.py`` writes the table."""
     table = (ROOT / "book" / "before_you_start.md").read_text("utf8")
-    chapters = sorted((ROOT / "notebooks").glob("[01]*.ipynb"))
-    assert len(chapters) == 13
-    for path in chapters:
-        cells = json.loads(path.read_text("utf8"))["cells"]
-        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-        words = len(re.sub(r"\$[^$]*\$|\{[^}]*\}|<[^>]*>", "x", text).split())
-        reading = words / 180 + 0.75 * sum(c["cell_type"] == "code" for c in cells)
-        exercises = sum(int(m) for m in re.findall(r"\(●+(?: ?○*)?[^)]*?(\d+) minutes", text))
-        row = re.search(rf"\{{doc\}}`\d+ </notebooks/{path.stem}>` \| (\d+) \| (\d+) \|", table)
-        assert row, f"before_you_start.md does not name {path.stem}"
-        assert int(row[2]) == exercises and abs(int(row[1]) - reading) <= 5, (path.stem, reading, exercises)
+    assert len(reading_times.rows()) == 13
+    assert "\n".join(reading_times.rows()) in table, "run tools/reading_times.py"
 
 
 @pytest.mark.parametrize("lecture", sorted(path.stem for path in (ROOT / "slides").glob("*.md")))
