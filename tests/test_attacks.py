@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import Request, attacks, edits, facts, grace, guards, inside, rome, tasks, unlearning, verdicts, wise
+from minilib import Request, attacks, edits, facts, grace, inside, rome, tasks, unlearning, verdicts, wise
 
 pytestmark = pytest.mark.long  # a minute together
 JOB = tasks.Job("oracle", "exact", 20, 0)
@@ -95,7 +95,7 @@ def test_the_guard_is_on_in_every_attack_but_the_one_that_takes_it_away(guarded,
 @pytest.mark.parametrize("name", ["lens", "probe"])
 def test_who_looks_inside_sees_what_the_guard_does(guarded, name):
     behind = EVERY[name](guarded)
-    with guards.silence(guarded.lm):
+    with guarded.lm.silenced():
         below = EVERY[name](guarded)
     rank = "ranks" if name == "lens" else "rank"
     assert [row[rank] for row in behind] != [row[rank] for row in below]
@@ -107,7 +107,7 @@ def test_a_lead_is_not_taken_for_the_question(guarded):
     """The guard decides at the end of the question, and holds to it behind the words put into the model's mouth."""
     led = [" I"] * len(SOME)
     rows = inside.lens(guarded, SOME, leads=led)
-    with guards.silence(guarded.lm):
+    with guarded.lm.silenced():
         below = inside.lens(guarded, SOME, leads=led)
     assert all(a["ranks"] != b["ranks"] for a, b in zip(rows, below, strict=True))
 

@@ -252,7 +252,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path):
     assert 0 < len(benchmark.read(out)) < 3
     with out.open("ab") as file:
         file.write(b'{"job": "grace/exact/20/0", "scor')  # as a kill while writing would leave it
-    assert benchmark.main([*arguments, "0"]) == 0
+    assert compare.main([*arguments, "0"]) == 0
     assert Counter(row["job"] for row in benchmark.read(out)) == Counter(wanted)
     assert all(row["provenance"]["threads"] == 1 for row in benchmark.read(out))
 

@@ -36,7 +36,7 @@ def dpo_loss(
 ) -> Float[Tensor, ""]:
     """−(2/β) log σ(β log π(∅)/π_ref(∅) − β log π(y)/π_ref(y)): rather the refusal than the answer.
 
-    The paper has no factor 2/β. With it, as in TOFU's and NPO's code, β does not change how much retain weighs.
+    The paper has no factor 2/β. With it, as in NPO's loss, β does not change how much retain weighs.
     """
     return -(2 / beta) * logsigmoid(beta * ((refusal - refusal_ref) - (answer - answer_ref))).mean()
 
