@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -305,6 +306,27 @@ def test_notebooks_share_their_first_cell():
     first = {path.name: source(code_cells(path)[0]) for path in NOTEBOOKS}
     assert len(set(first.values())) == 1, f"the cell that installs the project differs between {sorted(first)}"
     assert f"{REPOSITORY}" in next(iter(first.values())), f"the first cell must install from {REPOSITORY}"
+
+
+# ---- what a reader sees ----
+
+TAUGHT = sorted((ROOT / "notebooks").glob("0[1-8]_*.ipynb"))  # the chapters that were written anew
+HIDDEN = {"remove-cell", "remove-input", "hide-input", "hide-cell"}
+
+
+def visible(path: Path) -> list[str]:
+    """The code cells whose source the site shows, the one that installs apart."""
+    cells = [c for c in json.loads(path.read_text("utf8"))["cells"] if c["cell_type"] == "code"][1:]
+    return ["".join(c["source"]) for c in cells if not HIDDEN & set(c["metadata"].get("tags", []))]
+
+
+@pytest.mark.parametrize("path", TAUGHT, ids=lambda path: path.stem)
+def test_the_code_that_a_chapter_shows_is_code_that_teaches(path):
+    lengths = [len(cell.splitlines()) for cell in visible(path)]
+    assert max(lengths) <= 25 and statistics.median(lengths) <= 12, lengths
+    assert path.stem != "04_rome" or sum(lengths) <= 120
+    bookkeeping = [cell for cell in visible(path) if re.search(r"^\s*assert |figures\.glue\(", cell, re.M)]
+    assert not bookkeeping, f"checks and glued numbers belong into cells that the site leaves out: {bookkeeping[:1]}"
 
 
 # ---- undefined names ----
