@@ -33,7 +33,7 @@ WRONG: dict[str, dict[str, Mistake]] = {
         "q7": ("- corrupted.mean()", "", "subtract the one without"),
     },
     "03_rome_value": {
-        "q1": ("[0, last]", "[0, -1]", "the prompt's last token"),
+        "q1": ("[0, x.subject]", "[0, -1]", "the prompt's last token"),
         "q2": (".mean()", ".sum()", "the sum over the target"),
         "q3": ("edited.exp() * (edited - original)", "original.exp() * (original - edited)", "original ‖ edited"),
         "q5": ("adam.zero_grad()", "pass", "add up"),
