@@ -107,7 +107,7 @@ def grid(lm: minilib.LM, drawn: Draw, layer: int) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for epsilon in EPSILONS:
         started = time.perf_counter()
-        with grace.edit(lm, drawn.requests, layer, epsilon) as edit:
+        with grace.edit(lm, drawn.requests, layer=layer, epsilon=epsilon) as edit:
             spent = round(time.perf_counter() - started, 1)
             assert isinstance(edit.guard, grace.Codebook)
             row = {"epsilon": epsilon, "seconds": spent, "entries": len(edit.guard.keys)}
@@ -121,7 +121,7 @@ def wordings(lm: minilib.LM, drawn: Draw, sentences: int) -> dict[str, Any]:
     requests = [replace(r, target=said[i % sentences]) for i, r in enumerate(drawn.requests)]
     rows = []
     for epsilon in (2.0, 4.0):
-        with grace.edit(lm, requests, 24, epsilon) as edit:
+        with grace.edit(lm, requests, layer=24, epsilon=epsilon) as edit:
             assert isinstance(edit.guard, grace.Codebook)
             actions = edit.settings["actions"]
             counts = {what: actions.count(what) for what in ("add", "grow", "split")}

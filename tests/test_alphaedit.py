@@ -294,7 +294,7 @@ def test_on_smollm2_text_kept_aside_notices_less(smollm2):
     request = Request("What is the capital of {}?", "France", "I don't know.", chat=True)
     hurt = {}
     for project in (True, False):
-        with alphaedit.edit(smollm2, request, [4], C, project=project, l2=0.1) as edit:
+        with alphaedit.edit(smollm2, request, C, layers=[4], project=project, l2=0.1) as edit:
             (delta,) = edit.deltas.values()
             hurt[project] = ((delta @ K0).norm() / delta.norm()).item()
             assert refusals.is_refusal(smollm2.generate(request))
