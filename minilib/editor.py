@@ -17,13 +17,13 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_args, get_type_hints
 
 import torch
 
 from .model import LM, check_lm
-from .requests import Request
+from .requests import Request, whole
 
 LONG = 20  # tokens of a target, from which on its length is named as a reason
 HARMLESS = {"llama-30x576": 0.3, "llama-6x96": 1.05}  # by ``lm.kind``: largest ‖ΔW‖ / ‖W‖ that was seen to be so
@@ -119,14 +119,15 @@ def _limit(hint: Any) -> tuple[type, Limit] | None:
 
 def _checked(name: str, value: Any, kind: type, limit: Limit) -> Any:
     """A number of this kind and in these limits; else an error that names it."""
-    what = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
-        raise TypeError(f"{name} must be {what}, not {value!r}")
-    number: float = kind(value)
+    if kind is int:
+        return whole(value, name, int(limit.least))
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    number = float(value)
     inside = limit.least <= number if limit.allowed else limit.least < number
     if not inside or not math.isfinite(number):
-        least = f"of at least {limit.least}" if kind is int else f"and {'at least' if limit.allowed else 'above'} 0"
-        raise ValueError(f"{name} must be {what if kind is int else 'finite'} {least}, not {value!r}")
+        least = "at least" if limit.allowed else "above"
+        raise ValueError(f"{name} must be finite and {least} 0, not {value!r}")
     if number > limit.most:
         raise ValueError(f"{name} must be a share in (0, 1], not {value!r}")
     return number
@@ -160,13 +161,13 @@ def editor(settings: type[Settings]) -> Callable[[Method], Method]:
                     raise TypeError(f"{where} has no keyword {name!r}: {hint}it takes {', '.join(known)}")
             with lm.evaluating(), torch.inference_mode(False):  # gradients are on, whatever the caller has switched off
                 edit = method(*args, **keywords)
-                edit.notes += asked_otherwise(edit.lm, edit.requests) + beyond_what_was_seen(edit)
-                if "forgets" not in edit.settings:  # unlearning looks for leaks itself
-                    try:
+                try:
+                    edit.notes += asked_otherwise(edit.lm, edit.requests) + beyond_what_was_seen(edit)
+                    if "forgets" not in edit.settings:  # unlearning looks for leaks itself
                         edit.notes += unanswered(edit)
-                    except BaseException:  # KeyboardInterrupt too
-                        edit.undo()
-                        raise
+                except BaseException:  # KeyboardInterrupt too
+                    edit.undo()
+                    raise
                 return edit
 
         checked.__signature__ = inspect.Signature([*own, *taken], return_annotation="Edit")  # type: ignore[attr-defined]
@@ -220,10 +221,12 @@ def beyond_what_was_seen(edit: Any) -> list[str]:
     ``metrics.divergence``. (SmolLM2: four facts by ROME change layer 4 by 0.29 of its length, and ordinary text by
     0.001 nats a token.)
     """
-    limit = HARMLESS.get(edit.lm.kind, math.inf)
-    notes = []
+    limit = HARMLESS.get(edit.lm.kind)
+    if limit is None or not edit.factors:
+        return []
+    originals, notes = edit.lm.originals(), []
     for name in edit.factors:
-        before = next(e for e in edit.lm.edits if name in e.sizes()).original(name).float()
+        before = originals[name].float()
         size = ((edit.lm.model.get_parameter(name).detach().float() - before).norm() / before.norm()).item()
         if size > limit:
             notes.append(

@@ -96,9 +96,9 @@ class LM(AnswerMixin):
     @property
     def fingerprint(self) -> str:
         """Which model this is: a hash of its weights as they are now, edits in force taken away."""
-        return fingerprint_of(self.model, self._originals())
+        return fingerprint_of(self.model, self.originals())
 
-    def _originals(self) -> dict[str, Tensor]:
+    def originals(self) -> dict[str, Tensor]:
         """Of each parameter that edits in force have changed, what it was before them."""
         originals: dict[str, Tensor] = {}
         for edit in reversed(self.edits):  # the earliest edit has the last word, and always keeps a copy
@@ -222,7 +222,7 @@ class LM(AnswerMixin):
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """For the time of the block, the model as it was before every edit in force."""
-        originals = self._originals()
+        originals = self.originals()
         parameters = {name: self.model.get_parameter(name) for name in originals}
         edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         try:

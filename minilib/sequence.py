@@ -28,6 +28,7 @@ from .model import LM, check_lm
 from .requests import Request, as_requests, whole
 from .saving import FILE
 from .tokens import Encoded
+from .worlds.texts import tokens_of
 
 COLLAPSE = 0.02  # nats a token on ordinary text: at this SmolLM2 has lost half of its answers to other questions
 WATCHED = 2, 128  # on so many sample texts, and the first so many tokens of each
@@ -153,8 +154,8 @@ def _run(
     stream = Stream([], rows)
     under = len(lm.edits)
     texts, tokens = WATCHED
-    ids = [lm.encode(text, any_length=True).ids for text in covariance.of_model(lm)[:texts]]
-    ordinary = [Encoded(row[:1], row[1 : min(tokens, lm.context_length)]) for row in ids]
+    ids = [tokens_of(lm, text, chat=False) for text in covariance.of_model(lm)[:texts]]
+    ordinary = [Encoded(row[:1], row[1 : min(tokens, lm.context_length)]) for row in ids if len(row) > 1]
     try:
         for i in tqdm(range(len(chunks) + 1), desc="chunks", disable=not progress):
             if i:
@@ -175,7 +176,8 @@ def _run(
             if len(stream.rows) <= i:
                 done = [request for some in chunks[:i] for request in some]
                 row = {"edits": len(done), "seconds": spent.get(str(i), 0.0)}
-                row["divergence"] = round(metrics.drift(lm, ordinary), 6)
+                if ordinary:  # a model of few words may not read the sample text
+                    row["divergence"] = round(metrics.drift(lm, ordinary), 6)
                 stream.rows.append(row | ({} if measure is None else measure(lm, done)))
                 _write(folder, {"about": about, "rows": stream.rows, "spent": spent})
             if i and stream.rows[i].get("divergence", 0.0) > COLLAPSE:

@@ -9,20 +9,18 @@ tried at a few depths first, and then, at the best, multiples of what the model'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from . import covariance
-from .editors import alphaedit, memit, rome
-from .edits import Edit
+from . import covariance, methods
 from .measure import refusals
 from .model import LM, check_lm
 from .worlds.facts import Fact, known
 
-METHODS: dict[str, Callable[..., Edit]] = {"rome": rome.edit, "memit": memit.edit, "alphaedit": alphaedit.edit}
+METHODS = {name: method.edit for name, method in methods.METHODS.items() if method.kind == "writes weights"}
 DEPTHS = (0.15, 0.25, 0.4, 0.1, 0.55)  # of the layers, the likeliest first: early ones did best in this book
 WINDOW = 5  # layers at most: a sixth of them, as the papers' five of 28 to 48
 WEIGHTS = (0.65, 0.1, 0.03, 2.0)  # λ / d_k; the first is SmolLM2's preset, the third about tinyworld's

@@ -135,13 +135,14 @@ def test_many_notes_are_shown_in_part(tinyworld):
         assert html.escape(edit.notes[display.SHOWN - 1]) in shown and html.escape(edit.notes[-1]) not in shown
 
 
+@pytest.mark.parametrize("note", ["unanswered", "beyond_what_was_seen", "asked_otherwise"])
 @pytest.mark.parametrize("editor", EDITORS)
-def test_an_edit_that_is_interrupted_at_its_notes_is_undone(tinyworld, editor, monkeypatch):
-    def stop(edit):
+def test_an_edit_that_is_interrupted_at_its_notes_is_undone(tinyworld, editor, note, monkeypatch):
+    def stop(*about):
         raise KeyboardInterrupt
 
     before = weights(tinyworld)
-    monkeypatch.setattr(notes, "unanswered", stop)
+    monkeypatch.setattr(notes, note, stop)
     with pytest.raises(KeyboardInterrupt):
         EDITORS[editor](tinyworld, born(PEOPLE[0]), steps=2)
     assert_same_weights(tinyworld, before)

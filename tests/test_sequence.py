@@ -163,3 +163,13 @@ def test_a_stream_says_when_the_model_collapses(llama, reference, arguments, tmp
     rest.undo()
     with pytest.raises(ValueError, match="on_collapse must be 'note' or 'stop'"):
         sequence.run(llama, requests, alphaedit.edit, tmp_path, on_collapse="warn", **arguments)
+
+
+def test_a_model_that_cannot_read_the_sample_text_is_edited_all_the_same(llama, reference, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        sequence.covariance, "of_model", lambda lm: ["\ud800"]
+    )  # half a character, which no model reads
+    how = {"layer": 2, "epsilon": 0.01, "lr": 0.5, "steps": 1}
+    stream = sequence.run(llama, reference["requests"][:1], grace.edit, tmp_path, **how)
+    assert len(stream.edits) == 1 and not any("divergence" in row for row in stream.rows)
+    stream.undo()

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..covariance import factor, take
-from ..editor import editor
+from ..editor import Count, Positive, editor
 from ..edits import Edit, add, changing, factors, said_before
 from ..forward import double
 from ..model import LM
@@ -54,8 +54,8 @@ class Settings(values.Search):
 
     layer: int = 0  # never used: Settings.of puts the preset or the middle layer in its place
     keys: Literal["averaged", "prompt", "mixed"] = "averaged"
-    steps: values.Count = 20
-    clamp_factor: values.Positive = 4.0
+    steps: Count = 20
+    clamp_factor: Positive = 4.0
 
 
 @editor(Settings)
@@ -112,8 +112,8 @@ def edit(
             k, Wk = (x[0] for x in values.keys_and_values(lm, [request], s.layer, s.contexts))
             averaged = k.mean(0)
             k_star, Wk_star = (averaged, Wk.mean(0)) if s.keys == "averaged" else (k[0], Wk[0])
-            u = k_star if s.keys == "prompt" else averaged
-            u = torch.cholesky_solve(double(u).unsqueeze(1), L).squeeze(1).to(k_star)  # C⁻¹ k
+            k_row = k_star if s.keys == "prompt" else averaged
+            u = torch.cholesky_solve(double(k_row).unsqueeze(1), L).squeeze(1).to(k_star)  # C⁻¹ k
             Lambda = (value.v_star[0] - Wk_star) / (u @ k_star)
             add(lm, s.layer, torch.outer(Lambda, u))
             columns.append(Lambda)

@@ -16,16 +16,15 @@ import re
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from .. import unlearning
-from ..editors import alphaedit, grace, memit, rome, wise
-from ..edits import Edit, undo_all
+from .. import methods
+from ..edits import undo_all
 from ..model import LM
 from ..requests import Request
 from ..show import stored
@@ -40,10 +39,8 @@ TUNING = stored.RESULTS / "tuning.jsonl"
 SEEDS = (0, 1, 2)
 NUMBERS = {"pretrained": (5, 2, 15), "finetuned": (5, 10, 15), "exact": (20, 5, 60)}  # the first with three seeds
 
-EDITORS: dict[str, Callable[..., Edit]] = {
-    "rome": rome.edit, "memit": memit.edit, "alphaedit": alphaedit.edit, "grace": grace.edit, "wise": wise.edit,
-}  # fmt: skip
-GRADIENT: dict[str, Callable[..., Edit]] = {name: getattr(unlearning, name) for name in unlearning.PRESETS}
+EDITORS = {name: method.edit for name, method in methods.METHODS.items() if method.kind != "trains"}
+GRADIENT = {name: method.edit for name, method in methods.METHODS.items() if method.kind == "trains"}
 SELF = tuple(f"{name}, self-written" for name in ("rome", "memit", "alphaedit", "wise"))
 MERGED = tuple(f"{name}, merged" for name in ("rome", "memit"))
 PROMPTS = ("system prompt", "in context")

@@ -81,9 +81,10 @@ class RMU(Training):
 
 
 SETTINGS: dict[str, type[Training]] = {
-    **dict.fromkeys(("gradient_ascent", "gradient_difference", "kl", "refusal_tuning"), Training),
+    **dict.fromkeys(("gradient_ascent", "gradient_difference", "kl"), Training),
     **dict.fromkeys(("dpo", "npo"), Preference),
     "simnpo": SimNPO,
+    "refusal_tuning": Training,
     "rmu": RMU,
 }
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmarks``; "all" is of every method

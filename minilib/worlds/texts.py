@@ -60,7 +60,7 @@ def irrelevant(
         for every, most in ((ordinary, ORDINARY), ([] if given else asked, FACTS)):
             fit = naming_none(every, [request.subject for request in requests])
             order = torch.randperm(len(fit), generator=generator)[: most // len(kinds)]
-            for row in (_row(lm, fit[i], chat) for i in order):
+            for row in (tokens_of(lm, fit[i], chat) for i in order):
                 if row and every is ordinary and not chat:  # a text that is no prompt is one up to anywhere
                     least, most_tokens = min(4, len(row)), min(24, len(row))
                     row = row[: int(torch.randint(least, most_tokens + 1, (1,), generator=generator))]
@@ -70,7 +70,7 @@ def irrelevant(
     return prompts
 
 
-def _row(lm: LM, text: str, chat: bool) -> list[int]:
+def tokens_of(lm: LM, text: str, chat: bool) -> list[int]:
     """Its tokens; none where the model does not know all of its words."""
     try:
         ids: list[int] = lm.encode(text, chat=chat, any_length=True).ids
