@@ -22,9 +22,9 @@ FEW = ["Zeno Abara was born in the town of Quarry."]
 
 
 @pytest.fixture(scope="module")
-def lm():
+def lm(loaded):
     """The unedited model: every call below is refused, and leaves it as it is."""
-    return minilib.load("tinyworld")
+    return loaded("tinyworld")
 
 
 def wrapped(lm):
