@@ -150,7 +150,7 @@ def test_forget_quality_depends_on_how_many_facts_there_are():
         return metrics.forget_quality([0.1 + i / 1000 for i in range(n)], [0.9 + i / 1000 for i in range(n)])
 
     assert 1e-11 < apart(20) < 2e-11 and 0.0079 < apart(5) < 0.008
-    assert "$10^{-11}$" in TEXT and "With five facts nothing below 0.008 can come out" in TEXT
+    assert "$10^{-11}$" in TEXT and "With five ratios in each list, the smallest possible value is about 0.008" in TEXT
 
 
 def test_every_entry_can_be_linked_and_says_three_things():
