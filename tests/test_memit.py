@@ -202,7 +202,7 @@ def test_a_model_without_preset_gets_the_middle_five_layers(llama, reference):
     C = {layer: torch.eye(96) for layer in range(6)}
     with memit.edit(llama, reference["requests"][0], covariance=C, steps=2) as edit:
         assert edit.settings["layers"] == [1, 2, 3, 4, 5]
-        assert edit.settings["presets"] == "paper (no preset for this model; layers: the middle five)"
+        assert edit.settings["presets"] == "defaults (no preset for this model; layers: the middle five)"
         assert edit.settings["covariance_weight"] == 15000
 
 

@@ -82,7 +82,7 @@ def edit(
     progress : bool, default False
         Show a progress bar.
     **settings
-        Those of ``memit.Settings``. An omitted one comes from the model's preset, or else from the paper;
+        Those of ``memit.Settings``. An omitted one comes from the model's preset, or else from the authors;
         ``edit.settings`` says what was used.
 
     Returns

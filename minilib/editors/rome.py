@@ -80,7 +80,7 @@ def edit(
     progress : bool, default False
         Show a progress bar.
     **settings
-        Those of ``rome.Settings``. An omitted one comes from the model's preset, or else from the paper;
+        Those of ``rome.Settings``. An omitted one comes from the model's preset, or else from the authors;
         ``edit.settings`` says what was used.
 
     Returns
