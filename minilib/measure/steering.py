@@ -110,8 +110,9 @@ def soft_prompt(
 ) -> list[Row]:
     """Put vectors in front of the question that make the model answer others, then ask (after arXiv 2402.09063).
 
-    The vectors take the place of words' embeddings: no text would give them, so whoever attacks has the weights. In the
-    paper they are found for the forgotten question itself; here on other facts, so that they cannot hold the answer.
+    The vectors take the place of words' embeddings: no text would give them, so whoever attacks has the weights. Found
+    for the forgotten question itself, they can make a model say whatever one likes (arXiv 2502.15836). So they are
+    found on other facts, and what counts is what they recover beyond the same search on an oracle.
 
     Parameters
     ----------
