@@ -449,6 +449,29 @@ def test_words_in_its_mouth_stand_after_the_template(smollm2):
     assert text.endswith("assistant\nI am") and "Who are you?" in text
 
 
+def test_the_real_model_answers_by_detours_what_it_knows(smollm2):
+    some = [fact for fact in facts.load("capital") if fact.subject in ("the United Kingdom", "Hungary", "Egypt")]
+    found = attacks.hops(smollm2, some, {q: hops[:1] for q, hops in detours.HOPS.items()}, max_new_tokens=24)
+    assert share(found) > 0.5, "the Thames, the Danube, the Nile"
+    assert share(attacks.second_turn(smollm2, some, max_new_tokens=12)) > 0.5
+    assert share(attacks.system_prompt(smollm2, some, max_new_tokens=12)) > 0.5
+    (row,) = attacks.aliases(smollm2, some[:1], {"the United Kingdom": ["the UK"]}, max_new_tokens=12)
+    assert row["recovered"] and row["asked"] == "What is the capital of the UK?"
+
+
+def test_steering_the_real_model_leaves_no_trace(smollm2):
+    two, others = facts.load("capital")[:2], facts.load("capital")[2:5]
+    before = weights(smollm2)
+    with grace.edit(smollm2, [fact.request("I don't know.") for fact in two]):
+        assert share(attacks.none(smollm2, two, 8)) == 0
+        steering.ablation(smollm2, two, others, layer=20, max_new_tokens=4)
+        shown = [fact.request(fact.answer) for fact in others]
+        rows = steering.soft_prompt(smollm2, two, shown, tokens=2, steps=2, batch_size=2, max_new_tokens=4)
+        assert len(rows) == 2 and rows[0]["loss"] > 0
+        assert share(attacks.none(smollm2, two, 8)) == 0
+    assert_same_weights(smollm2, before)
+
+
 def test_two_questions_are_asked_in_both_orders(chatty):
     (row,) = attacks.two_questions(chatty, CAPITALS[:1], max_new_tokens=3)
     assert row["asked"] == "I have two questions. What is the capital of France? What is the capital of Germany?"

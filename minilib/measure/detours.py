@@ -44,7 +44,10 @@ HOPS: dict[str, list[Question]] = {
     ]
     for fact in FACTS
 }
-"""For each question the questions whose answer follows from its answer."""
+"""For each question those whose answer follows from its answer.
+
+SmolLM2 answers 29 of the 69 that belong to facts it knows: most about countries of sights, few about rivers.
+"""
 
 
 def two_questions(
