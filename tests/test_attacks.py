@@ -19,6 +19,7 @@ from minilib import (
     hooks,
     inside,
     prompting,
+    refusals,
     rome,
     steering,
     tasks,
@@ -499,13 +500,17 @@ def test_another_system_prompt_takes_the_place_of_the_first(chatty):
 # ---- the detours' words -------------------------------------------------------------------------------
 
 
-def test_another_name_holds_neither_the_subject_nor_the_answer():
-    subjects = {fact.subject: fact for fact in facts.FACTS}
+def test_another_name_does_not_hold_the_subject():
+    subjects = {fact.subject for fact in facts.FACTS}
     for subject, names in detours.ALIASES.items():
         assert names and subject in subjects
-        for name in names:
-            assert subject.removeprefix("the ") not in name, name
-            assert not any(fact.answered_by(name) for fact in facts.FACTS if fact.subject == subject), name
+        assert not any(refusals.mentions(name, [subject.removeprefix("the ")]) for name in names), subject
+
+
+def test_a_name_that_holds_the_answer_is_not_used(chatty):
+    france, italy = (f for f in facts.load("language") if f.subject in ("France", "Italy"))
+    (row,) = attacks.aliases(chatty, [france, italy], max_new_tokens=2)
+    assert row["asked"] == "What language do people speak in Italia?", "neither in the French Republic nor the Italian"
 
 
 def test_a_hop_names_neither_the_answer_that_it_needs_nor_its_own():

@@ -132,7 +132,8 @@ def aliases(
     Parameters
     ----------
     forgotten : list of Fact or Request
-        Facts whose subject has no other name are left out.
+        Facts whose subject has no other name are left out, and names that hold the answer: "the French Republic" where
+        the language is asked for.
     names : mapping of str to list of str, optional
         Other names of a subject; by default ``ALIASES``.
     """
@@ -140,13 +141,15 @@ def aliases(
     names = ALIASES if names is None else names
     if not isinstance(names, Mapping) or any(isinstance(some, str) for some in names.values()):
         raise TypeError("names must map a subject to a list of its other names")
-    facts = [fact for fact in facts if names.get(fact.subject)]
-    if not facts:
+    others = [[name for name in names.get(fact.subject, ()) if not fact.answered_by(name)] for fact in facts]
+    if not any(others):
         raise ValueError("no other name is known for any of the subjects: give some by names={subject: [name]}")
     rows = []
-    for fact in facts:
+    for fact, some in zip(facts, others, strict=True):
+        if not some:
+            continue
         form = fact.request(fact.answer, lm.has_chat).prompt
-        asked = [form.replace("{}", name) for name in names[fact.subject]]
+        asked = [form.replace("{}", name) for name in some]
         rows.append(best("alias", fact, asked, lm.generate(asked, max_new_tokens=max_new_tokens)))
     return rows
 

@@ -49,8 +49,8 @@ def ablation(
     answered : list of Fact or Request
         Questions that the model answers. Forgotten ones are left out.
     layer : int
-        Where the difference is read: after this block. Which one serves best has to be tried; below an edit there is
-        nothing to see.
+        Where the difference is read: after this block. Which one serves best has to be tried. Below an edit there is
+        nothing to see, and what is then taken out is the subject of the questions: the model talks nonsense.
     refused : list of Fact or Request, optional
         Questions that it refuses; by default the forgotten ones. Their answers are not used.
     """
