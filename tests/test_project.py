@@ -34,7 +34,7 @@ FLOORS = {
     "training prompting recipes",
     4: "values window tracing metrics",
     5: "rome memit alphaedit grace wise unlearning",
-    6: "methods edit_files attacks inside suggesting sequence tasks benchmark",
+    6: "methods edit_files asking detours attacks inside steering suggesting sequence tasks benchmark",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 
