@@ -321,11 +321,11 @@ def lunar(
     declines, less that of the forget set, at each prompt's last token; see ``directions``. States are moved by c·r from
     the subject's end through the answer (the authors' code does so at every token of the prompt).
 
-    Since h changes by ΔW k, this is least squares, and with K_f and K_r for the keys of the two sets and 1 for a column
-    of ones the minimum is ΔW = c r (K_f 1)ᵀ (K_f K_fᵀ + K_r K_rᵀ)⁻¹ (where the sets count the same, and nothing lies
-    between W and h): a change of rank one, as ROME's is, with the sum of the forget set's keys for k* and the keys of
-    this retain set for C. The steps of AdamW, which the authors take too, need not go all the way. See
-    ``gradient_ascent`` for the rest, and ``LUNAR``.
+    Where nothing lies between W and h, h changes by ΔW k, and this is least squares: with k̄_f for the forget set's
+    mean key, C_f and C_r for the second moments of both sets' keys and w for ``retain_weight``, the minimum is
+    ΔW = c r k̄_fᵀ (C_f + w C_r)⁻¹. That is a change of rank one, as ROME's is, with k̄_f for k* and r for its value. The
+    authors take steps of AdamW instead, as here, which need not go all the way. See ``gradient_ascent`` for the rest,
+    and ``LUNAR`` for the settings.
 
     Parameters
     ----------

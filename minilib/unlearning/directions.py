@@ -81,9 +81,9 @@ def direction(
 def _mean_state(lm: LM, prompts: Sequence[str | Request], layer: int) -> Float[Tensor, " d"]:
     """What the block returns at each prompt's last token, averaged."""
     _, _, rows = lm.as_prompts(list(prompts), lm.has_chat)
-    states = []
-    for row in rows:
+    states, size = [], lm.together()
+    for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
         with hooks.read({layer: lm.blocks[layer]}, stop=True) as seen:
-            lm.model(**lm.batch([row]), use_cache=False)
-        states.append(seen[layer][0, -1])
+            lm.model(**lm.batch(chunk), use_cache=False)
+        states += [h[len(row) - 1] for h, row in zip(seen[layer], chunk, strict=True)]
     return torch.stack(states).mean(0)
