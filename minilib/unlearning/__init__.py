@@ -34,9 +34,9 @@ from ..edits import Edit
 from ..measure.refusals import REFUSALS
 from ..model import LM
 from ..requests import Request, as_requests
-from . import recipes
+from . import loop, recipes
 from .directions import direction
-from .loop import Batch, unlearn
+from .loop import Batch
 from .losses import dpo_loss, kl_loss, nll_loss, npo_loss, rmu_loss, simnpo_loss, undial_loss, wga_loss
 from .settings import LUNAR, PRESETS, RMU, SETTINGS, UNDIAL, WGA, Preference, SimNPO, Training
 
@@ -86,7 +86,7 @@ def gradient_ascent(
         When an argument is wrong, a request stands in both sets, or the loss is not finite any more. Whatever goes
         wrong, the model is left as it was.
     """
-    return unlearn(lm, "gradient_ascent", forget, retain, settings, _ascent, progress=progress)
+    return loop.unlearn(lm, "gradient_ascent", forget, retain, settings, _ascent, progress=progress)
 
 
 @unlearner
@@ -95,7 +95,7 @@ def gradient_difference(
 ) -> Edit:
     """Ascent on the forget set and descent on the retain set; see ``gradient_ascent``."""
     how: dict[str, Any] = {"needs_retain": True, "progress": progress}
-    return unlearn(lm, "gradient_difference", forget, retain, settings, _ascent, **how)
+    return loop.unlearn(lm, "gradient_difference", forget, retain, settings, _ascent, **how)
 
 
 @unlearner
@@ -116,7 +116,7 @@ def kl(
         The model to stay close to: by default the one given, as it is now.
     """
     how: dict[str, Any] = {"compare": ["retain"], "steps_of": "retain", "needs_retain": True, "hold": _as_before}
-    return unlearn(lm, "kl", forget, retain, settings, _ascent, reference, progress=progress, **how)
+    return loop.unlearn(lm, "kl", forget, retain, settings, _ascent, reference, progress=progress, **how)
 
 
 @unlearner
@@ -143,7 +143,7 @@ def dpo(
     """
 
     how: dict[str, Any] = {"compare": ["forget", "other"], "instead": _one_of(refusals), "refuses": True}
-    return unlearn(lm, "dpo", forget, retain, settings, _preference, reference, progress=progress, **how)
+    return loop.unlearn(lm, "dpo", forget, retain, settings, _preference, reference, progress=progress, **how)
 
 
 @unlearner
@@ -169,7 +169,7 @@ def npo(
     def loss(now: Batch, before: Batch, s: Preference) -> Tensor:
         return npo_loss(now.forget.logp, before.forget.logp, s.beta)
 
-    return unlearn(lm, "npo", forget, retain, settings, loss, reference, compare=["forget"], progress=progress)
+    return loop.unlearn(lm, "npo", forget, retain, settings, loss, reference, compare=["forget"], progress=progress)
 
 
 @unlearner
@@ -186,7 +186,7 @@ def simnpo(
     def loss(now: Batch, before: Batch, s: SimNPO) -> Tensor:
         return simnpo_loss(now.forget.logp, now.forget.length, s.beta, s.gamma)
 
-    return unlearn(lm, "simnpo", forget, retain, settings, loss, progress=progress)
+    return loop.unlearn(lm, "simnpo", forget, retain, settings, loss, progress=progress)
 
 
 @unlearner
@@ -205,7 +205,7 @@ def refusal_tuning(
         return nll_loss(now.other.logp, now.other.length)
 
     how: dict[str, Any] = {"instead": _one_of(refusals), "refuses": True, "progress": progress}
-    return unlearn(lm, "refusal_tuning", forget, retain, settings, loss, **how)
+    return loop.unlearn(lm, "refusal_tuning", forget, retain, settings, loss, **how)
 
 
 @unlearner
@@ -224,7 +224,7 @@ def rmu(
         return rmu_loss(h, s.steering * before.forget.states.norm(dim=-1).mean() * u / u.norm())
 
     how: dict[str, Any] = {"compare": ["forget", "retain"], "needs_retain": True, "hold": _same_states}
-    return unlearn(lm, "rmu", forget, retain, settings, loss, progress=progress, **how)
+    return loop.unlearn(lm, "rmu", forget, retain, settings, loss, progress=progress, **how)
 
 
 @unlearner
@@ -252,7 +252,7 @@ def undial(
         return undial_loss(now.forget.steps, before.forget.steps, now.forget.tokens, now.forget.length, s.beta)
 
     how: dict[str, Any] = {"compare": ["forget"], "steps_of": "forget", "progress": progress}
-    return unlearn(lm, "undial", forget, retain, settings, loss, reference, **how)
+    return loop.unlearn(lm, "undial", forget, retain, settings, loss, reference, **how)
 
 
 @unlearner
@@ -285,7 +285,7 @@ def altpo(
     def instead(asked: list[Request]) -> list[list[str]]:
         return recipes.alternatives(lm, asked, seed=seed) if alternatives is None else _for_each(alternatives, asked)
 
-    return unlearn(lm, "altpo", forget, retain, settings, _preference, reference, instead=instead, **how)
+    return loop.unlearn(lm, "altpo", forget, retain, settings, _preference, reference, instead=instead, **how)
 
 
 @unlearner
@@ -302,7 +302,7 @@ def wga(
     def loss(now: Batch, before: Batch, s: WGA) -> Tensor:
         return wga_loss(now.forget.steps, now.forget.tokens, now.forget.length, s.alpha)
 
-    return unlearn(lm, "wga", forget, retain, settings, loss, progress=progress)
+    return loop.unlearn(lm, "wga", forget, retain, settings, loss, progress=progress)
 
 
 @unlearner
@@ -341,7 +341,7 @@ def lunar(
         return rmu_loss(now.forget.states, before.forget.states + s.coefficient * r)
 
     how: dict[str, Any] = {"compare": ["forget", "retain"], "needs_retain": True, "hold": _same_states}
-    return unlearn(lm, "lunar", forget, retain, settings, loss, progress=progress, **how)
+    return loop.unlearn(lm, "lunar", forget, retain, settings, loss, progress=progress, **how)
 
 
 # ---- what several share ---------------------------------------------------------------------------------

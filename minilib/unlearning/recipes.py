@@ -30,7 +30,7 @@ DEMONSTRATIONS = (
 )
 """Questions about what does not exist, each with a refusal: what the model is shown."""
 ANOTHER = (
-    "Question: {}\nAnswer: {}\nWrite another answer to this question. It shall be as long as this one, plausible, and "
+    "Question: {}\nAnswer: {}\nWrite another answer to the question. It must look like this one, be plausible, and "
     "state something else."
 )
 TEMPLATE = "I'm sorry, but I don't know anything about {}."

@@ -119,11 +119,15 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmark
         **dict.fromkeys(("kl", "dpo", "npo"), {"lr": 2e-5, "retain_weight": 5.0}),
         "refusal_tuning": {"lr": 3e-5, "retain_weight": 5.0},
         "rmu": {"lr": 3e-3, "layer": 6, "alpha": 100.0},
+        "lunar": {"lr": 3e-3, "layer": 14},
     },
     "llama-6x96": {  # tinyworld
         "all": {"lr": 1e-4},
         "gradient_ascent": {"lr": 3e-5},
         "rmu": {"lr": 3e-3, "layer": 3, "alpha": 100.0},
+        "undial": {"lr": 3e-4},
+        "wga": {"lr": 3e-4},
+        "lunar": {"lr": 3e-3, "layer": 1},
     },
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
