@@ -119,7 +119,7 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmark
         **dict.fromkeys(("kl", "dpo", "npo"), {"lr": 2e-5, "retain_weight": 5.0}),
         "refusal_tuning": {"lr": 3e-5, "retain_weight": 5.0},
         "rmu": {"lr": 3e-3, "layer": 6, "alpha": 100.0},
-        "lunar": {"lr": 3e-3, "layer": 14},
+        "lunar": {"lr": 3e-3, "layer": 22},
     },
     "llama-6x96": {  # tinyworld
         "all": {"lr": 1e-4},
