@@ -31,7 +31,7 @@ FLOORS = {
     "figures drawings widgets verdicts",
     2: "model",
     3: "loading forward guards covariance editor edits facts readers texts tinyworld authors footprint settings "
-    "training prompting recipes",
+    "training loop prompting filtering recipes directions",
     4: "values window tracing metrics",
     5: "rome memit alphaedit grace wise unlearning",
     6: "methods edit_files asking detours attacks inside steering suggesting sequence tasks benchmark",
