@@ -55,7 +55,7 @@ def teach(world: list[facts.Fact], folder: Path) -> None:
         total = 0.0
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            rows = training.read(lm, [(*pair, 0) for pair in some])
+            rows = training.read(lm, some)
             loss = -rows.logp.sum() / rows.length.sum()
             optimizer.zero_grad()
             loss.backward()
