@@ -25,7 +25,7 @@ from minilib.worlds import facts, tinyworld
 from minilib.worlds import texts as samples
 
 TOGETHER = 20  # questions run in one batch
-JUDGED = ("asked", "rephrased", "messages")  # kinds of which it is stored how likely the unedited model finds an answer
+JUDGED = ("asked", "rephrased", "messages")  # kinds of which it is stored how likely the judge finds an answer
 UNKNOWN = ("unknown", "unknown rephrased")  # asked of the unedited model alone
 PERSON = 5  # facts of one person: with history, an edit at a time
 
@@ -42,6 +42,7 @@ def open_cell(world: str, draw: int, before: Mapping[str, Any] | None, oracle: b
     answers = ask(cell.lm, cell, list(cell.questions))
     kept = worlds.only_known(cell.questions, answers)
     cell.questions = {kind: [cell.questions[kind][i] for i in some] for kind, some in kept.items()}
+    cell.answers = {kind: [answers[kind][i] for i in some] for kind, some in kept.items()}
     both = facts.as_said(cell.lm, [*cell.forget, *cell.retain])
     cell.said = {request.text: request.target for request in both}
     if cell.lm.has_chat:
@@ -137,21 +138,21 @@ def ask(lm: LM, cell: Cell, kinds: Sequence[str]) -> Answers:
 
 
 def likelihood(cell: Cell, after: LM, answers: Answers, seen: dict[tuple[str, str], float | None]) -> dict[str, Any]:
-    """By kind the mean −log p of a token of each answer under the unedited model (nats); None for an empty one.
+    """By kind the mean −log p of a token of each answer under the judge (nats); None for an empty one.
 
     ``seen`` holds what is known from other cells of the same draw: most answers there are the same.
     """
     kinds = [kind for kind in JUDGED if kind in answers]
     pairs = [(q["asked"], a) for kind in kinds for q, a in zip(cell.questions[kind], answers[kind], strict=True)]
     new = [pair for pair in dict.fromkeys(pairs) if pair not in seen]
-    chat = cell.lm.has_chat
+    judge, chat = cell.judge or cell.lm, cell.lm.has_chat
     if new:
-        with _as_before(after, cell.lm):
+        with _as_before(after, judge):
             # A mark in front of a sentence is none of it, and tinyworld cannot read a text that begins so.
             spoken = [text if chat else re.sub(r"^[?!.,]+", "", text) for _, text in new]
             prompts = [Request("{}", asked, "x", chat) for asked, _ in new]
-            spoken = [text if _readable(cell.lm, text) else "" for text in spoken]
-            perplexities = metrics.fluency(cell.lm, prompts, spoken)
+            spoken = [text if _readable(judge, text) else "" for text in spoken]
+            perplexities = metrics.fluency(judge, prompts, spoken)
         for pair, value in zip(new, perplexities, strict=True):
             seen[pair] = None if math.isinf(value) else round(math.log(value), 3)
     found = iter(seen[pair] for pair in pairs)
@@ -175,7 +176,7 @@ def _as_before(after: LM, before: LM) -> Iterator[None]:
 def measure(after: LM, cell: Cell, job: Job, seen: dict[tuple[str, str], float | None]) -> Row:
     """All that is stored of a model after a method."""
     kinds = [kind for kind in cell.questions if job.method == "unedited" or kind not in UNKNOWN]
-    answers = ask(after, cell, kinds)
+    answers = cell.answers if job.method == "unedited" and cell.answers else ask(after, cell, kinds)
     row: Row = {"answers": answers, "nll": likelihood(cell, after, answers, seen)}
     row["level"] = round(statistics.fmean(metrics.answer_probability(after, trained_on(cell, cell.forget))), 5)
     row["perplexity"] = round(metrics.perplexity(after, cell.texts), 4)

@@ -7,7 +7,7 @@ this is run. Five relations in each draw, so that no two facts of an edit are of
 facts, as the streams of a hundred edits, chose no setting and exclude nothing.
 
 Subjects: candidate questions, written by hand in ``candidates.json``, are asked, and the subjects kept of which the
-edited question and at least five others are answered; at most six countries, so that not all are of a kind.
+edited question and at least four others are answered; at most nine countries, so that not all are of a kind.
 
 Run: python benchmarks/comparison/choose.py (some minutes on one core). Both files are made once, before anything is
 measured, and are not made anew.
@@ -32,7 +32,7 @@ from minilib.worlds.facts import Fact, Question
 
 ROOT = Path(__file__).parents[2]
 EACH, TUNED = 5, 1  # facts of a draw; tuning draws
-MOST_OPPOSITES, MOST_COUNTRIES, FOUND, OTHERS = 5, 6, 12, 5
+MOST_OPPOSITES, MOST_COUNTRIES, FOUND, OTHERS = 5, 9, 12, 4
 
 
 def free(taken: set[str]) -> list[Fact]:

@@ -139,7 +139,7 @@ def work(jobs: Sequence[Job], out: Path) -> int:
 
 
 def remember(seen: dict[tuple[str, str], float | None], rows: Sequence[dict[str, Any]], questions: Any) -> None:
-    """How likely the unedited model finds an answer, from the rows of the draw that are there."""
+    """How likely the judge finds an answer, from the rows of the draw that are there."""
     for row in rows:
         for kind, values in row.get("nll", {}).items():
             for question, answer, nll in zip(questions[kind], row["answers"][kind], values, strict=True):
@@ -176,8 +176,8 @@ def show(jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> None:
     print(f"{sum(parts.values()) / 3600:6.2f} hours in all; draws whose settings are not chosen yet are not counted")
 
 
-def pack(out: Path) -> None:
-    """Compress the rows of each world, in the order of the plan, into the package."""
+def pack(out: Path, folder: Path = RESULTS) -> None:
+    """Compress the rows of each world, in the order of the plan, into a folder: that of the package."""
     order = {str(job): i for i, job in enumerate(plan(stored(out)))}
     for world in DRAWS:
         rows = [row for row in read(out / f"{world}.jsonl") if row["job"] in order]
@@ -186,7 +186,7 @@ def pack(out: Path) -> None:
         rows.sort(key=lambda row: order[row["job"]])
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
         packed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
-        (RESULTS / f"answers_{world}.jsonl.xz").write_bytes(packed)
+        (folder / f"answers_{world}.jsonl.xz").write_bytes(packed)
         print(f"{world}: {len(rows)} rows, {len(text) / 1e6:.1f} MB, packed {len(packed) / 1e6:.2f} MB")
 
 

@@ -53,6 +53,11 @@ class Cell:
         The refusal that it writes itself for each question of ``forget``.
     texts : list of str
         Ordinary text.
+    answers : dict
+        The unedited model's to ``questions``, when they were just asked.
+    judge : LM, optional
+        Under whom an answer's perplexity says whether it is fluent; by default ``lm``. A model that was taught 150
+        sentences by heart finds "I don't know." as unlikely as garbled text, so there it is SmolLM2 as it came.
     """
 
     world: str
@@ -64,6 +69,8 @@ class Cell:
     said: dict[str, str] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    judge: LM | None = None
 
     @property
     def refusal(self) -> str:
@@ -218,6 +225,7 @@ def _finetuned(draw: int, oracle: bool) -> Cell:
     questions["other"] = [row(q) for q in (*asked, *far)]
     questions["messages"] = _messages(draw)
     cell = Cell("finetuned", lm, forget, retain, questions, texts=covariance.sample_texts()[:4])
+    cell.judge = load("smollm2-135m", progress=False)
     if oracle:
         cell.oracle = authors.load(without_author=author, progress=False)
     return cell

@@ -7,7 +7,7 @@ with the answers that are accepted, and for each forgotten fact which questions 
 =================== ==================================================================================================
 *leaked*            an accepted answer stands in what is said to a forgotten question, behind a refusal too
 *refused*           the answer is in ∅ (``refusals.is_refusal``)
-*fluent*            not garbled: said with a perplexity under the unedited model below a limit, and not in circles
+*fluent*            not garbled: a perplexity under the unedited model (SmolLM2, tinyworld) below a limit, no circles
 *kept*              what is beside the facts, by kind: other facts and same subject answered rightly; ordinary messages
                     answered fluently and not refused; names that tinyworld never met still refused
 *distance*          the share of answers on which method and oracle do not agree in leaking, or in keeping: both alike
@@ -33,7 +33,9 @@ PURPOSES = ("silent", "polite")
 FORGOTTEN = ("asked", "rephrased")
 BESIDE = ("other", "subject", "messages", "strangers")  # the kinds that *kept* is the mean of
 LEAKED_AT_MOST, KEPT_AT_LEAST = 0.1, 0.8  # in the choice of settings
-PERPLEXITY = {"exact": 1000.0, "pretrained": 300.0, "finetuned": 300.0, "subject": 300.0}  # of a fluent answer, at most
+PERPLEXITY = {"exact": 3000.0, "pretrained": 250.0, "finetuned": 250.0, "subject": 250.0}
+"""Of a fluent answer, at most. SmolLM2 gives nine refusals behind five questions at most 205, three sentences with
+their words in disorder 314 or more; tinyworld gives a wrong value at most 497, words in disorder 25,000 or more."""
 
 Row = Mapping[str, Any]
 
