@@ -116,11 +116,12 @@ def test_the_plan_begins_with_the_trials_and_names_each_cell_once():
 
 def answer(world, method, setting, leaks):
     """A row of a trial: a leak or a refusal, and what is beside kept."""
-    answers = {"asked": ["Paris." if leaks else "I don't know."], "rephrased": [], "other": ["Rome."]}
+    said = ["Paris." if leaks else "I don't know."]
+    answers = {"asked": said, "rephrased": said, "other": ["Rome."]}
     row = {"job": str(plan.Job(world, plan.TUNING, method, setting)), "world": world, "draw": plan.TUNING}
-    row |= {"method": method, "setting": setting, "answers": answers, "nll": {"asked": [1.0], "rephrased": []}}
-    questions = {"asked": [{"asked": "q", "answers": ["Paris"], "subject": "France", "fact": 0}], "rephrased": []}
-    return row | {"questions": questions | {"other": [{"asked": "o", "answers": ["Rome"]}]}}
+    row |= {"method": method, "setting": setting, "answers": answers, "nll": {"asked": [1.0], "rephrased": [1.0]}}
+    asked = [{"asked": "q", "answers": ["Paris"], "subject": "France", "fact": 0}]
+    return row | {"questions": {"asked": asked, "rephrased": asked, "other": [{"asked": "o", "answers": ["Rome"]}]}}
 
 
 def test_draws_are_measured_with_the_settings_that_were_chosen_and_no_others():
