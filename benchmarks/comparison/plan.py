@@ -21,6 +21,7 @@ DRAWS = {"exact": 10, "pretrained": 8, "finetuned": 6, "subject": 3}
 one question about each of four subjects, of which the model answers at least five."""
 TUNING = -1  # the number of the tuning draw
 TUNED_ON = {"subject": "pretrained"}  # its settings are those of pretrained knowledge
+MEASURED_FOR = {"subject": ("polite",)}  # what an edit does beside its fact is asked of the refusals that one would use
 BUDGET = {"exact": 8, "pretrained": 4, "finetuned": 4}
 TOKENS = 60  # of an answer, at most
 STEPS = {"exact": 120, "smollm2": 40}  # of training, at most; it ends at the forget level
@@ -181,7 +182,7 @@ def measured(world: str, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
     picked = {}
     for method in methods(world):
         if sum(row["method"] == method for row in tried) == len(settings(on, method)):
-            numbers = [choose(tried, method, purpose) for purpose in PURPOSES]
+            numbers = [choose(tried, method, purpose) for purpose in MEASURED_FOR.get(world, PURPOSES)]
             picked[method] = [number for number in dict.fromkeys(numbers) if number is not None]
     jobs = []
     for draw in range(DRAWS[world]):

@@ -32,8 +32,8 @@ from minilib.storage import cache_folder
 
 TOGETHER = 8  # cells of one draw that a process does
 # Seconds of one core where no cell of the method has been timed yet: to apply it, and to ask.
-APPLY = {"exact": {"trained": 5, "editors": 3}, "smollm2": {"trained": 150, "editors": 30}}
-ASK = {"exact": 5, "smollm2": 45}
+APPLY = {"exact": {"trained": 6, "editors": 3}, "smollm2": {"trained": 170, "editors": 50}}
+ASK = {"exact": 2, "smollm2": 45}
 ORACLE = {"exact": 150, "smollm2": 10}
 
 
