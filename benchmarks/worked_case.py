@@ -2,7 +2,7 @@
 
     python benchmarks/worked_case.py
 
-About five minutes on one core. The result is stored as ``worked_case``; ``minilib.reporting.Report(**stored)`` is the
+About ten minutes on one core. The result is stored as ``worked_case``; ``minilib.reporting.Report(**stored)`` is the
 report again.
 """
 
@@ -25,7 +25,8 @@ ACCEPT = {
 ABOUT = {
     "who asks for what": "Mirabel Ostrander (invented) asks that the model stops answering questions about her: where "
     "she was born, what she writes, her first book, her prize, her father's work",
-    "how the questions were chosen": "all five facts about her in the training data, each in four wordings",
+    "how the questions were chosen": "all five facts about her in the training data, each "
+    "with its three other wordings",
     "who checked the answers": "the training data is the key; the accepted words are the values that stand in it",
     "on which other facts the settings were chosen": "none for this case: the library's presets for SmolLM2-135M",
     "what was done outside the model": "see the list of places on the page",

@@ -9,18 +9,20 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..measure.audit import MEASURES
 from ..measure.verdicts import MARGIN
 
 PAGE = """html { color-scheme: light dark; background: Canvas; color: CanvasText; font: 16px/1.5 system-ui, sans-serif }
 body { margin: 0 auto; padding: 1rem; max-width: 60rem }"""
-STYLE = """.edit-report { overflow-wrap: anywhere }
+STYLE = """.edit-report { overflow-wrap: break-word }
 .edit-report h1, .edit-report h2 { line-height: 1.2 }
 .edit-report table { border-collapse: collapse; width: 100%; font-size: .9em }
 .edit-report th, .edit-report td { border-bottom: 1px solid; padding: .3em .5em; text-align: left; vertical-align: top }
 @media (max-width: 600px) {
+  .edit-report { overflow-wrap: anywhere }
   .edit-report thead { position: absolute; clip-path: inset(50%) }
   .edit-report tr { display: block; border-bottom: 1px solid; padding: .5em 0 }
-  .edit-report td { display: block; border: 0; padding: 0 }
+  .edit-report td, .edit-report tbody th { display: block; border: 0; padding: 0 }
   .edit-report td[data-head]::before { content: attr(data-head) ": "; font-weight: bold }
 }
 @media print { .edit-report tr { break-inside: avoid } .edit-report thead { display: table-header-group } }"""
@@ -72,7 +74,7 @@ def body(report: Any) -> str:
     kinds = [kind for kind in KINDS if any(row["kind"] == kind for row in report.answers)]
     return "".join(
         [
-            "<h2>Stated by who made this report</h2>",
+            "<h2>Stated by the person who made this report</h2>",
             _pairs(report.stated),
             "<h2>What may be claimed</h2>",
             _table(["claim", "what was found"], claims(report)),
@@ -121,7 +123,7 @@ def beats(row: Mapping[str, Any]) -> bool:
 def _measured(report: Any) -> str:
     head = ["measure", "share", "95 % interval", "limit", "met"]
     rows = [
-        [name, _count(row), _interval(row), f"{row['limit']:g}" if "limit" in row else "none set", row.get("met", "–")]
+        [name, _count(row), _interval(row), _limit(name, row), row.get("met", "–")]
         for name, row in report.measures.items()
         if row["of"]
     ]
@@ -183,12 +185,17 @@ def _count(row: Mapping[str, Any]) -> str:
     return f"{row['hits']} of {row['of']}"
 
 
+def _limit(name: str, row: Mapping[str, Any]) -> str:
+    return f"at {'most' if MEASURES[name] == 'low' else 'least'} {row['limit']:g}" if "limit" in row else "none set"
+
+
 def _interval(row: Mapping[str, Any]) -> str:
     return f"{row['low']:.2f} to {row['high']:.2f}"
 
 
 def _pairs(pairs: Mapping[str, str]) -> str:
-    return _table(["", ""], list(pairs.items()))
+    rows = (f'<tr><th scope="row">{html.escape(k)}</th><td>{html.escape(v)}</td></tr>' for k, v in pairs.items())
+    return f"<table><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -198,6 +205,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     body = ""
     for row in rows:
         cells = zip(heads, map(html.escape, row), strict=True)
-        body += "<tr>" + "".join(f'<td data-head="{h}">{text}</td>' if h else f"<td>{text}</td>" for h, text in cells)
-        body += "</tr>"
-    return f"<table>{f'<thead><tr>{named}</tr></thead>' if any(heads) else ''}<tbody>{body}</tbody></table>"
+        body += "<tr>" + "".join(f'<td data-head="{name}">{text}</td>' for name, text in cells) + "</tr>"
+    return f"<table><thead><tr>{named}</tr></thead><tbody>{body}</tbody></table>"
