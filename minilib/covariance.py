@@ -277,8 +277,8 @@ def cholesky(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
     rounding = torch.finfo(torch.promote_types(C.dtype, torch.float32)).eps  # of C as it came: no pivot below is real
     if info.item() or pivots.min() / pivots.max() < rounding:
         raise ValueError(
-            f"covariance is singular: {C.shape[0]} directions need more than as many tokens of varied text; "
-            "give more texts, or add a small multiple of the identity"
+            f"covariance is singular: it has {C.shape[0]} dimensions, so more than {C.shape[0]} tokens of varied text "
+            "are needed; give more texts, or add a small multiple of the identity"
         )
     return L
 

@@ -253,8 +253,8 @@ def present(weight: Tensor, name: str) -> Tensor:
     """A weight that is in memory; an error where accelerate has put it elsewhere until its block runs."""
     if weight.is_meta:
         raise ValueError(
-            f"{name} is offloaded, so it can be run but not edited or read: load the model with a device_map that "
-            "keeps the blocks to be edited on a device"
+            f"cannot edit or read {name}, which accelerate has moved off its device: load the model with a "
+            "device_map that keeps the blocks to be edited on a device"
         )
     return weight
 

@@ -210,6 +210,8 @@ class TokenMixin:
             if token == unknown and start < stop and text[start:stop] != self.tokenizer.unk_token:
                 word = text[start:stop].strip()
                 where = f"(in {text[:60]!r})"
+                if not word:
+                    raise ValueError(f"{what} {text[:60]!r} has a space that no word follows: remove it")
                 raise ValueError(f"{self.name} does not know the word {word!r} {where}: use words of its vocabulary")
             if token >= vocabulary:
                 raise ValueError(

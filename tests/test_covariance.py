@@ -355,7 +355,7 @@ def test_solve_is_the_inverse(seed, d, scale):
 @pytest.mark.parametrize("rank", [1, 10, 30])
 def test_too_few_tokens_are_an_error_that_says_so(rank):
     A = torch.randn(40, rank, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="covariance is singular: 40 directions"):
+    with pytest.raises(ValueError, match="covariance is singular: it has 40 dimensions"):
         covariance.solve(A @ A.T, A[:, 0])
 
 

@@ -67,8 +67,8 @@ QUOTED = {
                            "first, minilib.LM(model.merge_and_unload(), tokenizer)",
                            lambda lm: minilib.LM(wrapped(lm), lm.tokenizer)),
     "no such device": (ValueError, "device 'cuda:1' cannot be used here", lambda lm: lm.to("cuda:1")),
-    "too little text": (ValueError, "covariance is singular: 384 directions need more than as many tokens of varied "
-                        "text; give more texts, or add a small multiple of the identity",
+    "too little text": (ValueError, "covariance is singular: it has 384 dimensions, so more than 384 tokens of "
+                        "varied text are needed; give more texts, or add a small multiple of the identity",
                         lambda lm: rome.edit(lm, ASKED, layer=0, covariance=few(lm))),
     "another model's moments": (ValueError, "covariance was computed from another model, or before its weights were "
                                 "changed", lambda lm: rome.edit(random_lm("llama"), ASKED, covariance=few(lm))),
@@ -103,7 +103,7 @@ def test_every_other_quotation_stands_in_the_library():
     )
     for words in (
         "turns its last hidden state into logits in a way that minilib does not know",
-        "is offloaded, so it can be run but not edited or read: load the model with a device_map that keeps the blocks "
+        ", which accelerate has moved off its device: load the model with a device_map that keeps the blocks "
         "to be edited on a device",
         "where it knows no system turn, put what that would say at the beginning of the user's message",
         "is not finite at step",

@@ -191,8 +191,23 @@ def test_truth_ratio_is_small_where_the_truth_is_known(tinyworld):
 
     known, unknown = metrics.truth_ratio(tinyworld, [fact(0, True), fact(0, False)])
     assert known < 0.05 and unknown > 0.3
-    with pytest.raises(ValueError, match=r"facts\[0\] needs wrong answers"):
-        metrics.truth_ratio(tinyworld, real_facts.load("capital")[:1])
+    p = metrics.answer_probability(
+        tinyworld, [fact(0, True).request(a, False) for a in (f" {world[0].value}", *fact(0, True).wrong)]
+    )
+    assert known == pytest.approx(sum(p[1:]) / 3 / p[0], rel=1e-4)
+    (ofcode,) = metrics.truth_ratio(tinyworld, [fact(0, True)], mean="geometric")
+    assert ofcode == pytest.approx((p[1] * p[2] * p[3]) ** (1 / 3) / p[0], rel=1e-4) and ofcode <= known
+
+
+def test_truth_ratio_says_what_is_missing(tinyworld):
+    for known in (real_facts.load("capital")[:1], facts()[:1]):
+        with pytest.raises(ValueError, match=r"facts\[0\] needs wrong answers"):
+            metrics.truth_ratio(tinyworld, known)
+    with pytest.raises(ValueError, match="mean must be 'arithmetic' or 'geometric', not 'median'"):
+        metrics.truth_ratio(tinyworld, [], mean="median")
+    for ratios in (([], [0.5]), ([0.5], [])):
+        with pytest.raises(ValueError, match="forget_quality needs truth ratios of both models"):
+            metrics.forget_quality(*ratios)
 
 
 def test_forget_quality_and_utility():

@@ -359,6 +359,8 @@ def test_tinyworld_is_always_there_and_has_a_preset(tinyworld):
     assert tinyworld.kind in minilib.rome.Settings.PRESETS and not tinyworld.has_chat
     with pytest.raises(ValueError, match="does not know the word"):
         tinyworld.generate("Photosynthesis is")
+    with pytest.raises(ValueError, match="has a space that no word follows"):
+        tinyworld.generate("The pet of ")
 
 
 def test_top_k_draws_among_the_likeliest_only(llama):

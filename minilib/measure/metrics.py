@@ -20,7 +20,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -188,31 +188,47 @@ def _common(said: Sequence[str], wanted: Sequence[str]) -> float:
     return row[-1] / len(wanted) if wanted else 0.0
 
 
-def truth_ratio(lm: LM, facts: Sequence[Fact]) -> list[float]:
+def truth_ratio(lm: LM, facts: Sequence[Fact], mean: Literal["arithmetic", "geometric"] = "arithmetic") -> list[float]:
     """For each fact the mean ``answer_probability`` of its wrong answers, over that of its paraphrased right one.
 
     Near 0 for a model that knows; about 1 for one that cannot tell them apart.
 
+    Parameters
+    ----------
+    mean : {"arithmetic", "geometric"}, default "arithmetic"
+        Over the wrong answers: ``"arithmetic"`` is TOFU's paper (section 2.2.2), ``"geometric"`` its published code,
+        which averages logarithms. The geometric mean is never the larger one.
+
     Raises
     ------
     ValueError
-        When a fact has no wrong answers or no paraphrase.
+        When a fact has no wrong answers or no paraphrase, or ``mean`` is neither.
     """
+    means = {"arithmetic": statistics.fmean, "geometric": statistics.geometric_mean}
+    if mean not in means:
+        raise ValueError(f"mean must be 'arithmetic' or 'geometric', not {mean!r}")
     for i, fact in enumerate(facts):
-        if not fact.wrong or not fact.paraphrase:
+        if not getattr(fact, "wrong", ()) or not fact.paraphrase:  # facts of tinyworld have neither
             raise ValueError(
                 f"facts[{i}] needs wrong answers and a paraphrase of the right one: authors.facts() have both"
             )
     asked = [fact.request(answer, lm.has_chat) for fact in facts for answer in (fact.paraphrase, *fact.wrong)]
     p = iter(answer_probability(lm, asked))
-    return [1 / next(p) * statistics.fmean(next(p) for _ in fact.wrong) for fact in facts]
+    return [1 / next(p) * means[mean]([next(p) for _ in fact.wrong]) for fact in facts]
 
 
 def forget_quality(unlearned: Sequence[float], oracle: Sequence[float]) -> float:
     """How alike the truth ratios of the forget set are to those of a model that never knew it.
 
     The p-value of a two-sample Kolmogorov–Smirnov test: 1 for no difference to be seen, below 0.05 for one that is.
+
+    Raises
+    ------
+    ValueError
+        When there is no ratio on one side.
     """
+    if not len(unlearned) or not len(oracle):
+        raise ValueError("forget_quality needs truth ratios of both models: give truth_ratio(lm, facts) of each")
     from scipy.stats import ks_2samp
 
     return float(ks_2samp(unlearned, oracle).pvalue)
