@@ -67,6 +67,15 @@ def test_alternatives_are_of_the_right_kind_and_not_the_answer():
     assert recipes.alternatives(lm, asked, samples=2, seed=2) != written
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_an_alternative_has_a_word(seed):
+    """Behind a question whose answer is forbidden, tinyworld sometimes writes a second question mark."""
+    lm = minilib.load("tinyworld")
+    asked = [Request(p, f.subject, f.target + ".") for f in tinyworld.facts()[:100] for p in f.prompts if "?" in p]
+    for texts in recipes.alternatives(lm, asked, seed=seed):
+        assert all(lm.encode_target(text) and any(map(str.isalnum, text)) for text in texts)
+
+
 @pytest.mark.slow
 def test_a_chat_model_is_asked_for_another_answer(smollm2):
     asked = [request("France", "The capital of France is Paris."), request("Japan", "The capital of Japan is Tokyo.")]

@@ -147,8 +147,8 @@ def alternatives(
     """For each request other answers than its target, written by the model at temperature 1: what AltPO prefers.
 
     A chat model is shown question and answer and asked for another one. One without a chat template cannot be asked:
-    there the first token is sampled from what the model would say were the target's first token forbidden, and what
-    follows is its own. Each is cut at its first full sentence; one that repeats the target, or is empty, is written
+    there the first token is sampled from what the model would say were the target's first token forbidden (and all
+    special ones), and what follows is its own. Each is cut at its first full sentence; one that repeats the target, or has no word, is written
     anew, at most four times. Nothing makes sure that an alternative is wrong.
 
     Parameters
@@ -176,7 +176,7 @@ def alternatives(
                 break
             texts = _others(lm, [requests[i] for i in short], max_new_tokens, seed + attempt)
             for i, text in zip(short, map(sentence, texts), strict=True):
-                if text.strip() and text.strip(" .") != requests[i].target.strip(" ."):
+                if any(map(str.isalnum, text)) and text.strip(" .") != requests[i].target.strip(" ."):
                     written[i].append(text)
     if [] in written:
         request = requests[written.index([])]
@@ -192,6 +192,7 @@ def _others(lm: LM, requests: list[Request], max_new_tokens: int, seed: int) -> 
         return lm.generate(shown, temperature=1.0, seed=seed, **how)
     logp = lm.logprobs(requests)
     logp[range(len(requests)), [x.target[0] for x in lm.encode(requests)]] = -torch.inf
+    logp[:, lm.tokenizer.all_special_ids] = -torch.inf  # the unknown word is no answer
     drawn = torch.multinomial(logp.exp().cpu(), 1, generator=torch.Generator().manual_seed(seed)).squeeze(1).tolist()
     begun = [continuation(lm.tokenizer, x.ids, [token]) for x, token in zip(lm.encode(requests), drawn, strict=True)]
     rest = lm.generate([request.text + first for request, first in zip(requests, begun, strict=True)], **how)
