@@ -68,12 +68,12 @@ def test_alternatives_are_of_the_right_kind_and_not_the_answer():
 
 
 @pytest.mark.parametrize("seed", [0, 5])
-def test_an_alternative_has_a_word(seed):
-    """Behind a question whose answer is forbidden, tinyworld sometimes writes a second question mark."""
+def test_an_alternative_begins_with_a_word(seed):
+    """Behind a question whose answer is forbidden, tinyworld sometimes writes a mark."""
     lm = minilib.load("tinyworld")
-    asked = [Request(p, f.subject, f.target + ".") for f in tinyworld.facts()[:100] for p in f.prompts if "?" in p]
+    asked = [Request(p, f.subject, f.target + ".") for f in tinyworld.facts()[:60] for p in f.prompts if "?" in p]
     for texts in recipes.alternatives(lm, asked, seed=seed):
-        assert all(lm.encode_target(text) and any(map(str.isalnum, text)) for text in texts)
+        assert all(lm.encode_target(text) and text.lstrip()[0].isalnum() for text in texts)
 
 
 @pytest.mark.slow

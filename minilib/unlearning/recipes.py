@@ -147,9 +147,9 @@ def alternatives(
     """For each request other answers than its target, written by the model at temperature 1: what AltPO prefers.
 
     A chat model is shown question and answer and asked for another one. One without a chat template cannot be asked:
-    there the first token is sampled from what the model would say were the target's first token forbidden (and all
-    special ones), and what follows is its own. Each is cut at its first full sentence; one that repeats the target, or has no word, is written
-    anew, at most four times. Nothing makes sure that an alternative is wrong.
+    there the first token is sampled from what the model would say were the target's first token forbidden, and all
+    special ones, and what follows is its own. Each is cut at its first full sentence; one that repeats the target, or
+    does not begin with a word, is written anew, at most four times. Nothing makes sure that an alternative is wrong.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def alternatives(
                 break
             texts = _others(lm, [requests[i] for i in short], max_new_tokens, seed + attempt)
             for i, text in zip(short, map(sentence, texts), strict=True):
-                if any(map(str.isalnum, text)) and text.strip(" .") != requests[i].target.strip(" ."):
+                if text.lstrip('\n "“(')[:1].isalnum() and text.strip(" .") != requests[i].target.strip(" ."):
                     written[i].append(text)
     if [] in written:
         request = requests[written.index([])]
