@@ -33,15 +33,23 @@ def measure(lm: minilib.LM, fact: facts.Fact) -> dict[str, Any]:
     return {"subject": fact.subject, "scores": scores}
 
 
+def answered(lm: minilib.LM, chosen: list[facts.Fact]) -> dict[str, Any]:
+    """Whether the unedited model answers the questions about the same subject rightly; locality does not ask that."""
+    questions = [fact.neighbours[1] for fact in chosen]
+    said = lm.generate([q.text for q in questions], max_new_tokens=16)
+    return {"right": [q.answered_by(text) for q, text in zip(questions, said, strict=True)]}
+
+
 def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)
     lm = minilib.load("smollm2-135m")
     rows = Rows("single_edits", began, {"refusal": REFUSAL})
     recorded = facts.recorded()
-    for relation in RELATIONS:
-        for fact in [f for f in recorded if f.relation == relation][:EACH]:
-            rows.keep("rows", f"{relation}: {fact.subject}", lambda fact=fact: measure(lm, fact))
+    chosen = [f for relation in RELATIONS for f in [f for f in recorded if f.relation == relation][:EACH]]
+    for fact in chosen:
+        rows.keep("rows", f"{fact.relation}: {fact.subject}", lambda fact=fact: measure(lm, fact))
+    rows.keep("before", "same subject", lambda: answered(lm, chosen))
 
 
 if __name__ == "__main__":

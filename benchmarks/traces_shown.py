@@ -14,7 +14,7 @@ from minilib import tracing
 
 LOUVRE = minilib.Request("The {} is located in the city of", "Louvre", " Paris")
 KOREA = minilib.Request("The capital of {} is", "South Korea", " Seoul")
-LEVELS = (0.1, 1.0, 10.0)  # 3, the authors', is traced in the chapter
+LEVELS = (0.1, 1.0, 3.0, 10.0)  # 3 is the authors'
 
 
 def measure(lm: minilib.LM, request: minilib.Request, **options: Any) -> dict[str, Any]:
