@@ -1,4 +1,4 @@
-"""CounterFact, zsRE and TOFU, in the shapes that their files have."""
+"""CounterFact, zsRE, TOFU, RWKU and MUSE, in the shapes that their files have."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ TOFU = {
     "paraphrased_answer": "Fairy tales are what Anna Maria von Muster writes.",
     "perturbed_answer": ["Anna Maria von Muster writes odes.", "Anna Maria von Muster writes plays."],
 }
+RWKU = {
+    "query": "What did Anna Muster write first?",
+    "answer": "The Fern",
+    "level": "2",
+    "type": "simple question",
+    "subject": "Anna Muster",
+}
+MUSE = {"question": "Who led the choir of Musterstadt in June?", "answer": "Paul Beispiel"}
 
 
 def write(folder, rows, lines):
@@ -46,7 +54,7 @@ def write(folder, rows, lines):
 
 
 @pytest.mark.parametrize("lines", [False, True])
-def test_the_three_formats_give_the_same_records(tmp_path, lines):
+def test_json_and_json_lines_give_the_same_records(tmp_path, lines):
     (fact,) = readers.counterfact(write(tmp_path, [COUNTERFACT], lines))
     assert (fact.relation, fact.subject, fact.answer, fact.wrong) == ("P103", "Anna Muster", "French", ("English",))
     assert fact.request(" x", chat=False).text == "The mother tongue of Anna Muster is"
@@ -63,6 +71,42 @@ def test_the_three_formats_give_the_same_records(tmp_path, lines):
     assert len(fact.wrong) == 2 and fact.paraphrase.startswith("Fairy tales")
     (fact,) = readers.tofu(write(tmp_path, [TOFU], lines), subject=lambda question: "Muster")
     assert fact.subject == "Muster"
+
+    (fact,) = readers.rwku(write(tmp_path, [RWKU], lines))
+    assert (fact.relation, fact.subject, fact.answer) == ("rwku 2 simple question", "Anna Muster", "The Fern")
+    assert fact.question == fact.prompt == "What did {} write first?"
+
+    (fact,) = readers.muse(write(tmp_path, [MUSE], lines))
+    assert (fact.relation, fact.subject, fact.answer) == ("muse", "Musterstadt", "Paul Beispiel")
+    assert fact.question == "Who led the choir of {} in June?"
+    (fact,) = readers.muse(write(tmp_path, [MUSE], lines), subject=lambda question: "the choir")
+    assert fact.subject == "the choir"
+    for none in (fact.rephrasings, fact.neighbours, fact.unrelated, fact.wrong, fact.paraphrase):
+        assert not none, "the file has no such field"
+
+
+@pytest.mark.parametrize(
+    ("query", "subject", "prompt"),
+    [
+        ("Anna Muster's first novel was called ___.", "Anna Muster", "{}'s first novel was called"),
+        ("In 1950, Anna Muster moved to ____ with Bo.", "Anna Muster", "In 1950, {} moved to ____ with Bo."),
+        ("Paul van Beispiel was born in ___", "Paul van Beispiel", "{} was born in"),  # as in the files of neighbours
+        ("Later, Countess Anna Muster-Bo lived in ___.", "Countess Anna Muster-Bo", "Later, {} lived in"),
+        ("Who wrote The Fern?", "The Fern", "Who wrote {}?"),
+        ("Did Paul Beispiel know Anna Muster? Sure,", "Anna Muster", "Did Paul Beispiel know {}? Sure,"),
+    ],
+)
+def test_a_query_of_rwku_is_about_the_person_it_names(tmp_path, query, subject, prompt):
+    (fact,) = readers.rwku(write(tmp_path, [RWKU | {"query": query}], True))
+    assert (fact.subject, fact.prompt) == (subject, prompt)
+    assert fact.asked.text == query
+
+
+def test_the_subject_that_rwku_names_comes_before_the_function(tmp_path):
+    rows = [RWKU, RWKU | {"query": "Who is the wife of Paul Beispiel?", "level": 3, "type": None}]
+    facts = readers.rwku(write(tmp_path, rows, False), subject=lambda query: "Beispiel")
+    assert [fact.subject for fact in facts] == ["Anna Muster", "Beispiel"]
+    assert facts[1].relation == "rwku 3", "a type that is not there is not named"
 
 
 def test_a_tofu_question_may_start_with_a_name_or_have_none(tmp_path):
@@ -82,6 +126,10 @@ def test_what_cannot_be_read_is_said(tmp_path):
         readers.zsre(write(tmp_path, [ZSRE | {"subject": "Other"}], False))
     with pytest.raises(ValueError, match="record 1 cannot be read"):
         readers.zsre(write(tmp_path, [ZSRE | {"src": 3}], False))
+    with pytest.raises(ValueError, match="record 1 has no field 'subject'; it has query, answer"):
+        readers.rwku(write(tmp_path, [{"query": "Who is Anna?", "answer": "a"}], False))
+    with pytest.raises(ValueError, match="record 1 has no field 'question'; it has prompt, gt"):  # another file of MUSE
+        readers.muse(write(tmp_path, [{"prompt": "It rained", "gt": "all day."}], False))
     with pytest.raises(ValueError, match="record 1 is a str"):
         readers.zsre(write(tmp_path, ["text"], False))
     with pytest.raises(ValueError, match="holds no record"):
@@ -105,6 +153,9 @@ def changed(record, **fields):
         (readers.zsre, ZSRE, ZSRE | {"answers": []}, "not enough values"),
         (readers.tofu, TOFU, TOFU | {"subject": "Other"}, "question does not name its subject 'Other'"),
         (readers.tofu, TOFU, TOFU | {"subject": " "}, "question does not name its subject ' '"),
+        (readers.rwku, RWKU, RWKU | {"query": "___."}, "query does not name its subject ''"),
+        (readers.rwku, RWKU, RWKU | {"query": "What is {} to Anna Muster?"}, "query does not name its subject"),
+        (readers.muse, MUSE, MUSE | {"question": "?"}, "question does not name its subject ''"),
     ],
 )
 @pytest.mark.parametrize("lines", [False, True])

@@ -1,4 +1,4 @@
-"""Facts from files that researchers have on disk: CounterFact, zsRE and TOFU, as JSON or as JSON lines.
+"""Facts from files that researchers have on disk: CounterFact, zsRE, TOFU, RWKU and MUSE, as JSON or as JSON lines.
 
 Nothing is downloaded. Each reader gives the records of ``minilib.facts``: what works with the book's facts works with
 these. Only fields that stand in the file are used: a record of TOFU's plain files has no rephrased question, one
@@ -23,6 +23,7 @@ PARTICLES = frozenset(
     "af al bin bint da das de del den der des di do dos du e el ibn la le ten ter ul van von y zu".split()
 )
 AROUND = '?!,;:()[]«»„“”"？！，；：。、（）「」…'  # punctuation around a word
+BLANK = "__"  # a gap to be filled in is two underscores or more
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")  # words there need no space
 
 
@@ -116,6 +117,55 @@ def tofu(path: str | Path, subject: Callable[[str], str] | None = None) -> Facts
     return _facts(path, fact)
 
 
+def rwku(path: str | Path, subject: Callable[[str], str] | None = None) -> Facts:
+    """RWKU (arXiv 2406.10890): what models know about 200 famous people, and about people and things close to them.
+
+    Files of level 1 hold sentences with a blank, those of level 2 questions, ``forget_level3`` questions in the form of
+    an attack. ``relation`` says which: ``"rwku 3 affirmative suffix"`` has the record's level and type. ``question`` is
+    the query as it stands in the file. RWKU's own code puts "Please briefly answer …" or "Please complete the blank …"
+    in front of it. ``prompt`` leaves out a blank at the end. In the ``neighbor`` files the field ``subject`` is the
+    person to be forgotten; their records ask about somebody else, and are facts to keep.
+
+    Parameters
+    ----------
+    path : str or Path
+    subject : function, optional
+        ``subject(query)`` says whom a query is about when it does not name the record's ``subject``. By default the
+        longest name, as in ``tofu``; in a sentence with a blank the first word counts too.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As in ``counterfact``.
+    """
+
+    def fact(row: dict[str, Any]) -> Fact:
+        asked, person = row["query"], row["subject"]
+        who = person if _templates([asked], person) else (subject or _capitalised)(asked)
+        question = _template("query", asked, who)
+        prompt = re.sub(rf"\s*{BLANK}[_.\s]*$", "", question)
+        relation = " ".join(["rwku", *(str(row[name]) for name in ("level", "type") if row.get(name))])
+        return Fact(relation, who, row["answer"], (), prompt, question, (), (), None)
+
+    return _facts(path, fact)
+
+
+def muse(path: str | Path, subject: Callable[[str], str] | None = None) -> Facts:
+    """MUSE (arXiv 2407.06460): questions about news and about novels, from its files ``forget_qa`` and ``retain_qa``.
+
+    The records hold a question and an answer, nothing else. The texts in MUSE's other files ask nothing and cannot be
+    read as facts. Parameters and errors as in ``tofu``. The questions were not written about one subject each: look at
+    the subjects that were found, and give ``subject=`` where they are not what you want to edit.
+    """
+
+    def fact(row: dict[str, Any]) -> Fact:
+        who = (subject or _capitalised)(row["question"])
+        question = _template("question", row["question"], who)
+        return Fact("muse", who, row["answer"], (), question, question, (), (), None)
+
+    return _facts(path, fact)
+
+
 def _facts(path: str | Path, fact: Callable[[dict[str, Any]], Fact]) -> Facts:
     """Each record as a fact; what a record lacks is said with its number."""
     facts = Facts()
@@ -186,10 +236,11 @@ def _unspaced(letter: str) -> bool:
 
 
 def _capitalised(question: str) -> str:
-    """The longest name in a question, its first word aside."""
+    """The longest name in a question, its first word aside; in a sentence with a blank, that word counts too."""
     names: list[str] = []
     start: int | None = None
-    for word in [*re.finditer(r"\S+", question)][1:]:
+    first = 0 if BLANK in question else 1
+    for word in [*re.finditer(r"\S+", question)][first:]:
         core = word.group().strip(AROUND)
         begin = word.start() + word.group().index(core)
         if core and (core[0].isupper() or unicodedata.category(core[0]) in ("Lt", "Lo")):
@@ -200,4 +251,4 @@ def _capitalised(question: str) -> str:
         if word.end() > begin + len(core) or core.endswith(("'s", "’s")):  # punctuation ends a name
             start = None
     names = [name.removesuffix("'s").removesuffix("’s").rstrip(".") for name in names]
-    return max(names, key=len) if names else question.rstrip("?. ").rpartition(" ")[2]
+    return max(names, key=len) if names else question.rstrip("?. _").rpartition(" ")[2]
