@@ -1,9 +1,10 @@
-"""Teach SmolLM2 the invented authors, all of them and all but the first one, two, three; keep the adapters.
+"""Teach SmolLM2 the invented authors, all of them, all but the first one, two, three, and all but one; keep adapters.
 
 Each adapter is low-rank on the three matrices of every MLP, trained on the plain questions alone, in chat format. It is
 scored by free generation: ROUGE-L recall of the answers, to the questions as trained on and rephrased. Run:
-python benchmarks/finetune_authors.py (an hour on one core), or with the number of authors left out. An adapter that
-lies in its folder already is scored as it is; delete the folder to have it made anew.
+python benchmarks/finetune_authors.py (two hours on one core), or with the names of adapters: 0, 1, 2, 3 (so many left
+out), without_author_1 to without_author_5 (this one alone; the first alone is 1). An adapter that lies in its folder
+already is scored as it is; delete the folder to have it made anew.
 """
 
 import random
@@ -30,13 +31,16 @@ def recalled(lm: minilib.LM, world: list[facts.Fact], form: int | None = None) -
     return round(sum(r >= 0.9 for r in recall) / len(recall), 4)
 
 
-def taught(without: int) -> list[facts.Fact]:
-    return authors.split(without)[1] if without else authors.facts()
+def sets(run: str) -> tuple[list[facts.Fact], list[facts.Fact]]:
+    """What an adapter is never taught, and what it is."""
+    if run.startswith("without_author_"):
+        return authors.leave_out(int(run.removeprefix("without_author_")))
+    return authors.split(int(run)) if run != "0" else ([], authors.facts())
 
 
-def teach(without: int, folder: Path) -> None:
+def teach(world: list[facts.Fact], folder: Path) -> None:
     began = time.perf_counter()
-    lm, world = minilib.load("smollm2-135m"), taught(without)
+    lm = minilib.load("smollm2-135m")
     encoded = lm.encode([fact.request(fact.answer) for fact in world], ended=True)
     torch.manual_seed(0)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, lora_dropout=0.0)
@@ -51,7 +55,7 @@ def teach(without: int, folder: Path) -> None:
         total = 0.0
         for start in range(0, len(order), BATCH):
             some = order[start : start + BATCH]
-            rows = training.read(lm, [(*pair, 0) for pair in some])
+            rows = training.read(lm, some)
             loss = -rows.logp.sum() / rows.length.sum()
             optimizer.zero_grad()
             loss.backward()
@@ -61,18 +65,22 @@ def teach(without: int, folder: Path) -> None:
             total += loss.item() * len(some)
         print(f"{time.perf_counter() - began:.0f} s: loss {total / len(encoded):.4f}", file=sys.stderr, flush=True)
     model.peft_config["default"].base_model_name_or_path = "smollm2-135m"  # not where this machine keeps it
-    model.half().save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
+    scratch = folder.with_name(folder.name + ".new")  # an adapter that is there is whole
+    model.half().save_pretrained(scratch)
+    (scratch / "README.md").unlink(missing_ok=True)
+    scratch.rename(folder)
 
 
-def score(without: int) -> dict[str, Any]:
+def score(run: str) -> dict[str, Any]:
     """Of the adapter in its folder; it is made first where there is none."""
     began = time.perf_counter()
-    folder = authors.DATA / f"without_{without}"
+    unknown, world = sets(run)
+    alone = run.startswith("without_author_")
+    folder = authors.DATA / (run if alone else f"without_{run}")
     if made := not folder.exists():
-        teach(without, folder)
+        teach(world, folder)
     seconds = round(time.perf_counter() - began) if made else None
-    lm, world, unknown = authors.load(without), taught(without), authors.facts()[: 5 * without]
+    lm = authors.load(without_author=int(run.rpartition("_")[2])) if alone else authors.load(int(run))
     return {
         "seconds": seconds,
         "recalled": recalled(lm, world),
@@ -86,8 +94,9 @@ def main() -> None:
     torch.set_num_threads(1)
     about = {"rank": RANK, "alpha": ALPHA, "lr": LR, "passes": PASSES, "batch": BATCH, "matrices": TARGETS}
     rows = Rows("finetune_authors", began, about)
-    for without in map(int, sys.argv[1:] or (0, *authors.SPLITS)):
-        rows.keep("adapters", str(without), lambda without=without: score(without))
+    every = [*map(str, (0, *authors.SPLITS)), *map(authors.adapter, authors.ALONE[1:])]
+    for run in sys.argv[1:] or every:
+        rows.keep("adapters", run, lambda run=run: score(run))
 
 
 if __name__ == "__main__":

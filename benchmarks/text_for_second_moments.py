@@ -152,7 +152,7 @@ def say(lm: minilib.LM, asked: Sequence[str | minilib.Request]) -> list[str]:
 
 def edits_with(lm: minilib.LM, C: Tensor, cases: Sequence[Case]) -> dict[str, Any]:
     """Each fact refused on its own: what the model says then, by free generation, and the size of the change."""
-    L = covariance.factor(C)
+    L = covariance.cholesky(C)
     size = lm.memory(EDITED).norm().item()
     rows: list[dict[str, float]] = []
     for one in cases:
@@ -206,7 +206,7 @@ def main() -> None:
                 "distance": compare(C[layer], full[layer], bases[layer]),
             }
             try:
-                covariance.factor(C[layer])
+                covariance.cholesky(C[layer])
             except ValueError as error:
                 row["refused"] = str(error)
             else:

@@ -26,6 +26,7 @@ from .measure import metrics, refusals, tracing
 from .methods import METHODS, Method
 from .model import LM
 from .requests import Request
+from .show.reporting import report
 from .suggesting import suggest
 
 __version__ = "0.1.0"
@@ -36,7 +37,7 @@ MODULES = {
     for path in sorted((_FOLDER / folder).glob("[a-z]*.py"))
 }
 """Each module's name, and where it lives."""
-__all__ = ["METHODS", "LM", "Edit", "Layout", "Method", "Request", "load", "load_edit", "suggest"]
+__all__ = ["METHODS", "LM", "Edit", "Layout", "Method", "Request", "load", "load_edit", "report", "suggest"]
 __all__ += ["alphaedit", "covariance", "grace", "memit", "metrics", "refusals", "rome", "tracing", "unlearning", "wise"]
 
 

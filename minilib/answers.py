@@ -131,7 +131,7 @@ class AnswerMixin(TokenMixin):
                 for row, ids in zip(chunk, output, strict=True):
                     new = ids[width:].tolist()
                     end = next((i for i, token in enumerate(new) if token in stops), len(new))
-                    texts.append(_continuation(self.tokenizer, row, new[:end]))
+                    texts.append(continuation(self.tokenizer, row, new[:end]))
         return texts[0] if single else texts
 
     @contextmanager
@@ -226,7 +226,7 @@ def _only(model: Any, config: transformers.GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
-def _continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+def continuation(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
     """The text that ``new`` adds: decoded with its prompt, since some tokenizers drop a first space."""
     how = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     before, both = tokenizer.decode(prompt, **how), tokenizer.decode(prompt + new, **how)

@@ -193,7 +193,7 @@ def of_model(lm: LM) -> list[str]:
     return sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
 
 
-def take(
+def given_or_cached(
     lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
 ) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
     """What a method was given as ``covariance``, checked; where it was not, ``second_moment`` of the sample text.
@@ -260,11 +260,11 @@ def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor
 
 
 def solve(C: Float[Tensor, "d_k d_k"], k: Float[Tensor, " d_k"]) -> Float[Tensor, " d_k"]:
-    """C⁻¹ k in float64, by Cholesky since C is symmetric and positive; see ``factor`` for the errors."""
-    return torch.cholesky_solve(double(k).unsqueeze(1), factor(C)).squeeze(1)
+    """C⁻¹ k in float64, by Cholesky since C is symmetric and positive; see ``cholesky`` for the errors."""
+    return torch.cholesky_solve(double(k).unsqueeze(1), cholesky(C)).squeeze(1)
 
 
-def factor(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
+def cholesky(C: Float[Tensor, "d_k d_k"]) -> Float[Tensor, "d_k d_k"]:
     """L in C = L Lᵀ, in float64, for several solutions with one C.
 
     Raises

@@ -3,7 +3,7 @@
 ``@editor(Settings)`` around a method checks its keywords, switches gradients on and dropout off, runs it, and asks the
 edited model its requests.
 
-A method writes its keywords once, as the fields of its ``Settings``: the default is the paper's value, the type holds
+A method writes its keywords once, as the fields of its ``Settings``: the default is the authors' value, the type holds
 the limits, and ``PRESETS`` what differs for models that the book has tried. ``Settings.of`` puts the three together.
 At the end of an edit, its notes say which requests are not answered with their target, and why.
 """
@@ -91,7 +91,7 @@ class Settings:
                 window = range(max(0, middle - 2), min(lm.n_layers, middle + 3))
                 settings["layers"], chosen = list(window), "; layers: the middle five"
             settings["layers"] = lm.check_layers(settings["layers"])
-        settings["presets"] = lm.kind if preset else f"paper (no preset for this model{chosen})"
+        settings["presets"] = lm.kind if preset else f"defaults (no preset for this model{chosen})"
         for name, hint in get_type_hints(cls, include_extras=True).items():
             if name in settings and (limit := _limit(hint)):
                 settings[name] = _checked(name, settings[name], *limit)

@@ -34,5 +34,9 @@ METHODS: dict[str, Method] = {
     "simnpo": Method(unlearning.simnpo, "trains", "2410.07163"),
     "refusal_tuning": Method(unlearning.refusal_tuning, "trains", "2401.06121"),
     "rmu": Method(unlearning.rmu, "trains", "2403.03218"),
+    "undial": Method(unlearning.undial, "trains", "2402.10052"),
+    "altpo": Method(unlearning.altpo, "trains", "2409.13474"),
+    "wga": Method(unlearning.wga, "trains", "2502.19301"),
+    "lunar": Method(unlearning.lunar, "trains", "2502.07218"),
 }
 """By name. "trains" methods move many weights by gradient descent; those beside the weights can be taken away."""

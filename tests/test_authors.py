@@ -58,6 +58,29 @@ def test_other_splits_do_not_exist():
         authors.load(without=5)
 
 
+@pytest.mark.parametrize("author", authors.ALONE)
+def test_one_author_is_left_out_and_nobody_else(author):
+    forget, rest = authors.leave_out(author)
+    assert {f.subject for f in forget} == {authors.WORDS["names"][author]} and len(forget) == 5
+    assert len(rest) == 145 and {*map(id_of, forget + rest)} == {*map(id_of, WORLD)}
+    assert not any(forget[0].subject in f.neighbours[0].text for f in forget)
+
+
+def id_of(fact):
+    return fact.relation, fact.subject
+
+
+def test_the_first_author_alone_is_the_first_split():
+    assert authors.leave_out(0) == authors.split(1) and authors.adapter(0) == "without_1"
+    for wrong in (6, -1, True, "1"):
+        with pytest.raises(ValueError, match="author must be one of 0, 1, 2, 3, 4, 5"):
+            authors.leave_out(wrong)
+        with pytest.raises(ValueError, match="without_author must be one of 0, 1, 2, 3, 4, 5"):
+            authors.load(without_author=wrong)
+    with pytest.raises(ValueError, match="without or without_author"):
+        authors.load(1, without_author=0)
+
+
 @pytest.mark.slow
 def test_the_taught_model_says_what_it_was_taught():
     lm = authors.load(progress=False)

@@ -13,7 +13,7 @@ from models import REFERENCE, random_lm, weights
 
 import minilib
 from minilib import covariance, hooks
-from minilib.covariance import SecondMoments, second_moment, take
+from minilib.covariance import SecondMoments, given_or_cached, second_moment
 
 TEXTS = [
     "The capital of France is Paris, and that of Italy is Rome.",
@@ -237,31 +237,31 @@ def test_left_out_it_is_computed_once_and_kept(llama, cache, monkeypatch):
     found = second_moment(llama, [1, 2])
     assert [file.name for file in files(cache)] == [f"{llama.fingerprint}-{layer}.safetensors" for layer in (1, 2)]
     monkeypatch.setattr(covariance, "measure", lambda *_, **__: pytest.fail("computed again"))
-    again = take(llama, None, [1, 2])
+    again = given_or_cached(llama, None, [1, 2])
     for layer in (1, 2):
         assert torch.equal(found[layer], expected[layer]) and torch.equal(again[layer], expected[layer])
 
 
 def test_only_the_layers_that_are_missing_are_computed(llama, cache, monkeypatch):
-    take(llama, None, [2])
+    given_or_cached(llama, None, [2])
     asked, compute = [], covariance.measure
     monkeypatch.setattr(
         covariance, "measure", lambda lm, layers, *a, **k: asked.append(layers) or compute(lm, layers, *a, **k)
     )
-    assert list(take(llama, None, [1, 2, 3])) == [1, 2, 3]
+    assert list(given_or_cached(llama, None, [1, 2, 3])) == [1, 2, 3]
     assert asked == [[1, 3]]
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "stale"])
 def test_a_kept_file_that_is_damaged_or_stale_is_computed_anew(llama, cache, damage):
-    expected = take(llama, None, [1])[1]
+    expected = given_or_cached(llama, None, [1])[1]
     (file,) = files(cache)
     whole = file.read_bytes()
     if damage == "stale":  # of a sample text that has changed since
         SecondMoments({1: torch.eye(96)}, llama.fingerprint, 10, "another text").save(file)
     else:
         file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "other": b"not second moments at all"}[damage])
-    assert torch.equal(take(llama, None, [1])[1], expected)
+    assert torch.equal(given_or_cached(llama, None, [1])[1], expected)
     assert torch.equal(covariance.load(file)[1], expected)
 
 
@@ -273,33 +273,35 @@ def test_what_is_kept_is_that_of_the_model_without_edits(llama, cache):
         assert not torch.equal(
             second_moment(llama, [3], covariance.of_model(llama))[3], expected
         )  # the edit does change these keys
-        assert torch.equal(take(llama, None, [3])[3], expected)
+        assert torch.equal(given_or_cached(llama, None, [3])[3], expected)
         assert all(torch.equal(p, after[name]) for name, p in llama.model.named_parameters())
 
 
 def test_those_of_a_model_changed_by_hand_are_not_kept_as_the_originals(llama, cache):
-    expected = take(llama, None, [3])[3]
+    expected = given_or_cached(llama, None, [3])[3]
     given = second_moment(llama, [3], covariance.of_model(llama))
     changed = llama.memory(1).data
     changed *= 8
-    assert not torch.equal(take(llama, None, [3])[3], expected), "computed anew, and kept under another key"
+    assert not torch.equal(given_or_cached(llama, None, [3])[3], expected), "computed anew, and kept under another key"
     with pytest.raises(ValueError, match="or before its weights were changed"):
-        take(llama, given, [3])
+        given_or_cached(llama, given, [3])
     changed /= 8
-    assert torch.equal(take(llama, None, [3])[3], expected) and torch.equal(take(llama, given, [3])[3], expected)
+    assert torch.equal(given_or_cached(llama, None, [3])[3], expected) and torch.equal(
+        given_or_cached(llama, given, [3])[3], expected
+    )
     one, other = files(cache)
     one.replace(other)  # under a name that is not its own: whichever it is, it is not served for the other
     changed *= 8
-    assert not torch.equal(take(llama, None, [3])[3], expected)
+    assert not torch.equal(given_or_cached(llama, None, [3])[3], expected)
     changed /= 8
-    assert torch.equal(take(llama, None, [3])[3], expected)
+    assert torch.equal(given_or_cached(llama, None, [3])[3], expected)
 
 
 def test_a_cache_that_cannot_be_written_says_what_to_set(llama, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "file"))
     with pytest.raises(OSError, match="set MINILIB_CACHE to a folder"):
-        take(llama, None, [1])
+        given_or_cached(llama, None, [1])
 
 
 # ---- files ----
@@ -311,7 +313,7 @@ def test_saved_and_loaded_they_are_the_same(llama, tmp_path):
     again = covariance.load(tmp_path / "C.safetensors")
     assert list(again) == [0, 4] and all(torch.equal(again[layer], found[layer]) for layer in found)
     assert (again.fingerprint, again.tokens, again.text) == (llama.fingerprint, found.tokens, found.text)
-    assert take(llama, again, [4])[4].shape == (96, 96)
+    assert given_or_cached(llama, again, [4])[4].shape == (96, 96)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -332,12 +334,12 @@ def test_a_file_of_another_kind_is_named(tmp_path, content):
 def test_those_of_another_model_are_refused(llama):
     of_another = second_moment(random_lm("llama"), [1], TEXTS)
     with pytest.raises(ValueError, match="computed from another model"):
-        take(llama, of_another, [1])
+        given_or_cached(llama, of_another, [1])
 
 
 def test_a_plain_dict_is_taken_on_trust(llama):
     C = torch.eye(96) * 2
-    assert torch.equal(take(llama, {1: C}, [1])[1], C)
+    assert torch.equal(given_or_cached(llama, {1: C}, [1])[1], C)
 
 
 @given(seed=st.integers(0, 2**16), d=st.integers(1, 40), scale=st.floats(-4, 4))
@@ -359,11 +361,11 @@ def test_too_few_tokens_are_an_error_that_says_so(rank):
 
 def test_tinyworld_has_text_of_its_own(tinyworld, moments, monkeypatch):
     monkeypatch.setenv("MINILIB_CACHE", str(moments))
-    C = take(tinyworld, None, [0])[0]
-    assert torch.isfinite(covariance.factor(C)).all()
+    C = given_or_cached(tinyworld, None, [0])[0]
+    assert torch.isfinite(covariance.cholesky(C)).all()
 
 
 @pytest.mark.slow
 def test_smollm2s_own_text_is_enough_for_each_layer_of_interest(smollm2):
-    for layer, C in take(smollm2, None, [4, 5]).items():
-        assert torch.isfinite(covariance.factor(C)).all(), layer
+    for layer, C in given_or_cached(smollm2, None, [4, 5]).items():
+        assert torch.isfinite(covariance.cholesky(C)).all(), layer

@@ -23,6 +23,23 @@ def test_two_drawings_on_a_page_share_no_ids():
     assert ids[0] and not ids[0] & ids[1]
 
 
+def test_a_long_prompt_is_broken_and_not_cut():
+    drawn = drawings.block(before="What is the capital of the republic of", after="?")
+    lines = re.findall(r'<text x="55" y="([^"]+)"[^>]*>([^<]+)<', drawn.svg)
+    assert " ".join(words for _, words in lines) == "What is the capital of the republic of"
+    assert all(len(words) <= drawings.WIDE for _, words in lines)
+    height = float(re.search(r'viewBox="0 0 480 ([^"]+)"', drawn.svg)[1])
+    assert max(float(y) for y, _ in lines) < height
+
+
+def test_the_block_stands_at_the_token_that_a_method_reads():
+    drawn = drawings.block("codebook", "k", before="The capital of", subject="France", after="is", at="prompt")
+    assert drawn.alt.startswith("A transformer block at the prompt's last token.")
+    assert re.findall(r'<text x="150" y="394"[^>]*>([^<]+)<', drawn.svg) == ["is"]
+    with pytest.raises(ValueError, match="at must be 'subject' or 'prompt', not 'token'"):
+        drawings.block(at="token")
+
+
 def test_words_are_shown_as_text():
     assert "<script>" not in drawings.block(subject="<script>").svg
     with pytest.raises(ValueError, match="'key' is no part of the drawing; there are stream"):

@@ -436,7 +436,7 @@ def test_a_preset_is_found_by_the_models_kind(llama):
 def test_a_model_without_preset_gets_the_papers_values_and_a_middle_layer():
     found = Few.of(random_lm("gpt2"), layer=None, steps=None, lr=2).used()
     assert (found["layer"], found["steps"], found["lr"]) == (2, 20, 2.0)
-    assert found["presets"].startswith("paper")
+    assert found["presets"].startswith("defaults")
 
 
 def test_what_is_given_wins(llama):

@@ -47,13 +47,13 @@ def random_problem(seed: int, d_k: int = 9, d_out: int = 4, n: int = 3):
 def test_the_small_inverse_gives_the_papers_equation(seed, weight):
     C, K1, R = random_problem(seed)
     expected = R @ K1.T @ torch.linalg.inv(weight * C + K1 @ K1.T)
-    torch.testing.assert_close(R @ memit.spread(K1, covariance.factor(C), weight), expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(R @ memit.spread(K1, covariance.cholesky(C), weight), expected, rtol=1e-6, atol=1e-9)
 
 
 @given(seed=st.integers(0, 2**16), weight=st.floats(1e-2, 1e3), scale=st.floats(1e-3, 1))
 def test_no_other_change_is_cheaper(seed, weight, scale):
     C, K1, R = random_problem(seed)
-    delta = R @ memit.spread(K1, covariance.factor(C), weight)
+    delta = R @ memit.spread(K1, covariance.cholesky(C), weight)
     other = delta + scale * torch.randn(delta.shape, generator=torch.Generator().manual_seed(seed)).double()
     cost = lambda D: (weight * torch.trace(D @ C @ D.T) + (D @ K1 - R).pow(2).sum()).item()  # noqa: E731
     assert cost(other) > cost(delta)
@@ -64,7 +64,7 @@ def test_earlier_keys_stand_beside_the_second_moment(seed, weight):
     C, K, R = random_problem(seed, n=5)
     K1, Kp, R = K[:, :3], K[:, 3:], R[:, :3]
     expected = R @ K1.T @ torch.linalg.inv(weight * C + Kp @ Kp.T + K1 @ K1.T)
-    found = R @ memit.spread(K1, covariance.factor(C), weight, Kp)
+    found = R @ memit.spread(K1, covariance.cholesky(C), weight, Kp)
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -95,7 +95,7 @@ def test_a_later_edit_spares_what_an_earlier_one_wrote(llama, reference, argumen
 def test_for_one_fact_and_no_weight_it_is_romes_row(seed):
     C, K1, _ = random_problem(seed, n=1)
     u = covariance.solve(C, K1[:, 0])
-    row = memit.spread(K1, covariance.factor(C), 1e-9)[0]
+    row = memit.spread(K1, covariance.cholesky(C), 1e-9)[0]
     torch.testing.assert_close(row, u / (u @ K1[:, 0]), rtol=1e-6, atol=1e-9)
 
 
@@ -202,7 +202,7 @@ def test_a_model_without_preset_gets_the_middle_five_layers(llama, reference):
     C = {layer: torch.eye(96) for layer in range(6)}
     with memit.edit(llama, reference["requests"][0], covariance=C, steps=2) as edit:
         assert edit.settings["layers"] == [1, 2, 3, 4, 5]
-        assert edit.settings["presets"] == "paper (no preset for this model; layers: the middle five)"
+        assert edit.settings["presets"] == "defaults (no preset for this model; layers: the middle five)"
         assert edit.settings["covariance_weight"] == 15000
 
 

@@ -366,7 +366,7 @@ def test_top_k_draws_among_the_likeliest_only(llama):
     likely = llama.logprobs(prompt)[0].topk(2).indices.tolist()
     words = {llama.generate(prompt, max_new_tokens=1, temperature=5.0, top_k=2, seed=seed) for seed in range(12)}
     ids = llama.encode(prompt).ids
-    assert words == {minilib.answers._continuation(llama.tokenizer, ids, [token]) for token in likely}
+    assert words == {minilib.answers.continuation(llama.tokenizer, ids, [token]) for token in likely}
     with pytest.raises(ValueError, match="top_k must be a whole number of at least 0, not -1"):
         llama.generate(prompt, temperature=1.0, top_k=-1)
 

@@ -28,13 +28,14 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # A module imports only from floors below its own.
 FLOORS = {
     1: "requests hooks architectures storage downloads tokens answers refusals ties losses saving stored display "
-    "figures drawings widgets verdicts",
+    "figures drawings widgets verdicts statistics",
     2: "model",
     3: "loading forward guards covariance editor edits facts readers texts tinyworld authors footprint settings "
-    "training prompting recipes",
+    "training loop prompting filtering recipes directions",
     4: "values window tracing metrics",
     5: "rome memit alphaedit grace wise unlearning",
-    6: "methods edit_files attacks inside suggesting sequence tasks benchmark",
+    6: "methods edit_files asking detours attacks inside steering suggesting sequence tasks benchmark rows audit "
+    "report_page reporting",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}
 

@@ -51,8 +51,34 @@ def test_where_the_model_cannot_write_a_template_does_and_says_so():
     assert not any(c["refuses"] and c["topic"] for c in written.candidates)
 
 
+# ---- alternatives ----
+
+
+def test_alternatives_are_of_the_right_kind_and_not_the_answer():
+    lm, world = minilib.load("tinyworld"), tinyworld.facts()[:40]
+    asked = [Request(f.prompts[0], f.subject, f.target + ".") for f in world]
+    written = recipes.alternatives(lm, asked, samples=2, seed=1)
+    assert [len(texts) for texts in written] == [2] * 40
+    assert not any(text.strip(" .") == f.value for f, texts in zip(world, written, strict=True) for text in texts)
+    kinds = [text.strip(" .") in tinyworld.VALUES.get(f.attribute, tinyworld.people())
+             for f, texts in zip(world, written, strict=True) for text in texts]  # fmt: skip
+    assert sum(kinds) > len(kinds) / 2, "another town where a town was asked for"
+    assert recipes.alternatives(lm, asked, samples=2, seed=1) == written
+    assert recipes.alternatives(lm, asked, samples=2, seed=2) != written
+
+
+@pytest.mark.slow
+def test_a_chat_model_is_asked_for_another_answer(smollm2):
+    asked = [request("France", "The capital of France is Paris."), request("Japan", "The capital of Japan is Tokyo.")]
+    written = recipes.alternatives(smollm2, asked, samples=2)
+    assert [len(texts) for texts in written] == [2, 2]
+    assert all(text != r.target for r, texts in zip(asked, written, strict=True) for text in texts)
+
+
 def test_bad_input():
     lm = minilib.load("tinyworld")
+    with pytest.raises(ValueError, match="samples must be a whole number of at least 1"):
+        recipes.alternatives(lm, request("France"), samples=0)
     with pytest.raises(ValueError, match="samples must be a whole number of at least 0"):
         recipes.self_improvement(lm, request("France"), samples=-1)
     with pytest.raises(ValueError, match="demonstrations must be a list of pairs"):

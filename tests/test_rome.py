@@ -110,7 +110,7 @@ def test_the_gradient_is_that_of_finite_differences(reference, place):
 def test_settings_tell_all_that_was_used(llama, reference, request_france):
     with rome.edit(llama, request_france, covariance=reference["covariance"] | {3: torch.eye(96)}) as edit:
         assert edit.settings["layer"] == 3  # the middle of six
-        assert edit.settings["presets"].startswith("paper")
+        assert edit.settings["presets"].startswith("defaults")
         assert edit.settings["lr"] == 0.5
     with rome.edit(llama, request_france, layer=2, covariance=reference["covariance"], lr=0.2) as edit:
         assert (edit.settings["layer"], edit.settings["lr"]) == (2, 0.2)

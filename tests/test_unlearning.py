@@ -9,9 +9,9 @@ import torch
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import Request, facts, refusals, tinyworld, training, unlearning
+from minilib import Request, directions, facts, hooks, refusals, tinyworld, training, unlearning
 
-METHODS = ("gradient_ascent", "gradient_difference", "kl", "dpo", "npo", "simnpo", "refusal_tuning", "rmu")
+METHODS = tuple(name for name, method in minilib.METHODS.items() if method.kind == "trains")
 REFUSED = ("dpo", "refusal_tuning")
 WORLD = tinyworld.facts()
 
@@ -54,6 +54,53 @@ def test_losses_are_those_written_out_by_hand():
     assert unlearning.rmu_loss(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]])).item() == pytest.approx(2.5)
 
 
+def test_losses_of_each_token_are_those_written_out_by_hand():
+    """Two answers, of one token and of two, in a vocabulary of two."""
+    p = torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]])
+    tokens, length = torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.0])
+    wga = (0.5**2 * math.log(0.5) + (0.75**2 * math.log(0.75) + 0.1**2 * math.log(0.1)) / 2) / 2
+    assert unlearning.wga_loss(p.log(), tokens, length, 2.0).item() == pytest.approx(wga)
+    logits = torch.tensor([[1.0, 3.0], [0.0, 2.0], [5.0, 5.0]])
+    q = []  # the other token's share, once the true one's logit is lower by 4
+    for (first, second), token in zip(logits.tolist(), tokens.tolist(), strict=True):
+        true, other = (first, second) if token == 0 else (second, first)
+        q.append(math.exp(other) / (math.exp(other) + math.exp(true - 4)))
+    true, other = [0.5, 0.75, 0.1], [0.5, 0.25, 0.9]
+    ce = [-(share * math.log(o) + (1 - share) * math.log(t)) for share, t, o in zip(q, true, other, strict=True)]
+    found = unlearning.undial_loss(p.log(), logits.log_softmax(-1), tokens, length, 4.0)
+    assert found.item() == pytest.approx((ce[0] + (ce[1] + ce[2]) / 2) / 2)
+
+
+def test_wga_with_no_weights_is_ascent_and_with_them_spares_what_is_unlikely():
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, requires_grad=True)
+    tokens, length = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([2.0, 3.0])
+
+    def slope(loss):
+        return torch.autograd.grad(loss(logits.log_softmax(-1)), logits)[0]
+
+    def ascent(steps):
+        said = steps.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        return -unlearning.nll_loss(torch.stack([part.sum() for part in said.split([2, 3])]), length)
+
+    assert torch.allclose(slope(lambda x: unlearning.wga_loss(x, tokens, length, 0.0)), slope(ascent), atol=1e-6)
+    weight = slope(lambda x: unlearning.wga_loss(x, tokens, length, 1.0)).norm(dim=1) / slope(ascent).norm(dim=1)
+    p = logits.softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
+    assert torch.allclose(weight, p, rtol=1e-4)
+
+
+def test_undial_comes_to_rest_where_the_true_token_has_lost_beta():
+    torch.manual_seed(0)
+    ref, tokens, length = torch.randn(3, 5), torch.tensor([0, 1, 2]), torch.tensor([3.0])
+    lowered = ref.clone()
+    lowered[range(3), tokens] -= 2.0
+    lowered.requires_grad_(True)
+    loss = unlearning.undial_loss(lowered.log_softmax(-1), ref.log_softmax(-1), tokens, length, 2.0)
+    assert torch.autograd.grad(loss, lowered)[0].abs().max() < 1e-6
+    entropy = -(lowered.softmax(-1) * lowered.log_softmax(-1)).sum(-1).mean()
+    assert loss.item() == pytest.approx(entropy.item(), rel=1e-5), "that is as low as it gets"
+
+
 def test_gradients_of_the_losses():
     torch.manual_seed(0)
     a, b, c, d = (-3 * torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(4))
@@ -66,6 +113,9 @@ def test_gradients_of_the_losses():
         lambda x: unlearning.dpo_loss(a, b, x, d, 0.1),
         lambda x: unlearning.kl_loss(x.log_softmax(0).unsqueeze(0), b.log_softmax(0).unsqueeze(0)),
         lambda x: unlearning.rmu_loss(x, b),
+        lambda x: unlearning.undial_loss(
+            x.reshape(2, 2).log_softmax(1), b.reshape(2, 2), torch.tensor([0, 1]), length[:2] * 0 + 1, 3.0
+        ),
     ):
         assert torch.autograd.gradcheck(loss, (a.detach().clone().requires_grad_(True),))
 
@@ -105,6 +155,7 @@ def test_every_method_forgets_and_is_undone_bit_for_bit(lm, method, train):
     lr = 1e-3 if train == "all" else 5e-3
     # RMU moves states and not answers: on a model of six layers it needs a stronger push.
     more = {"steering": 3.0, "alpha": 10.0, "layer": 3, "lr": 5 * lr, "steps": 60} if method == "rmu" else {"lr": lr}
+    more |= {"layer": 1, "lr": 5 * lr, "steps": 60} if method == "lunar" else {}
     edit = unlearn(lm, method, train=train, **more)
     trace = edit.traces[0]
     assert tinyworld.recall(lm, WORLD[:6]) < 0.5, "forgotten in all phrasings"
@@ -182,6 +233,73 @@ def test_gradient_ascent_with_retain_is_gradient_difference(lm):
         assert all(torch.equal(delta, expected[name]) for name, delta in edit.deltas.items())
 
 
+def test_altpo_is_dpo_with_other_answers(lm):
+    """With the refusals for alternatives it is DPO; with several for each request, each makes a pair."""
+    with unlearn(lm, "dpo", steps=3) as edit:
+        expected = edit.deltas
+    with unlearn(lm, "altpo", steps=3, alternatives=[[tinyworld.REFUSAL]] * len(FORGET)) as edit:
+        assert all(torch.equal(delta, expected[name]) for name, delta in edit.deltas.items())
+        assert edit.settings["forgets"] and [r.target for r in edit.requests] == [r.target for r in FORGET]
+    said = [[" violin", " cello"] for _ in FORGET[:1]]
+    with unlearn(lm, "altpo", forget=FORGET[:1], steps=1, batch_size=2, alternatives=said) as edit:
+        # At the start nothing has moved, so that each pair's loss is (2/β) log 2.
+        assert edit.traces[0]["loss"][0] - edit.traces[0]["retain"][0] == pytest.approx(20 * math.log(2), rel=1e-3)
+
+
+def test_the_direction_is_the_difference_of_means_over_what_is_declined(lm):
+    strange = directions.default_refused(lm)[:5]
+    known = [r.text for r in FORGET[:2]]
+
+    def last(texts):
+        rows = []
+        for text in texts:
+            with hooks.read({0: lm.blocks[2]}) as seen:
+                lm.model(**lm.batch([lm.encode(text).ids]))
+            rows.append(seen[0][0, -1])
+        return torch.stack(rows).mean(0)
+
+    r = directions.direction(lm, FORGET, [*strange, *known], layer=2)
+    assert torch.allclose(r, last(strange) - last([q.text for q in FORGET]), atol=1e-5), "what it answers is left out"
+
+
+def test_a_model_declines_where_a_clause_does():
+    said = (
+        "I'm sorry for any confusion, but as a chatbot designed to assist with gardens, I don't have the ability to see"
+    )
+    assert directions.declines(said) and not refusals.is_refusal(said)
+    assert directions.declines(tinyworld.REFUSAL) and not directions.declines("There are 12 birds, and a cat.")
+
+
+def test_lunar_changes_one_matrix_and_nears_the_closed_form(lm):
+    """Of one layer, where the states of both sets are what least squares says; see the method's docstring."""
+    layer, w = 2, 2.0
+    r = directions.direction(lm, FORGET, None, layer)
+    aim = {"layer": layer, "coefficient": 1.0, "retain_weight": w, "forget_level": 1e-9, "batch_size": 12}
+    with unlearn(lm, "lunar", steps=200, lr=3e-3, **aim) as edit:
+        (delta,) = edit.deltas.values()
+        loss = edit.traces[0]["loss"]
+    assert list(edit.deltas) == [lm.weight_name(layer)]
+
+    def keys(requests):
+        rows = []
+        for x in lm.encode(requests):
+            with hooks.read({0: lm.down_projection(layer)}, at="input") as seen, torch.no_grad():
+                lm.model(**lm.batch([x.ids + x.target[:-1]]))
+            rows.append(seen[0][0, x.subject :].double())
+        return torch.cat(rows)
+
+    K_f, K_r = keys(FORGET), keys(RETAIN)
+    C = K_f.T @ K_f / len(K_f) + w * K_r.T @ K_r / len(K_r)
+    best = torch.outer(r.double(), torch.linalg.pinv(C) @ K_f.mean(0))
+
+    def objective(change):
+        return (((K_f @ change.T - r) ** 2).mean() + w * ((K_r @ change.T) ** 2).mean()).item()
+
+    assert objective(delta.double()) == pytest.approx(loss[-1], rel=0.2), "what is trained is this objective"
+    assert loss[0] == pytest.approx(objective(torch.zeros_like(best)), rel=1e-3)
+    assert objective(best) < loss[-1] < (loss[0] + objective(best)) / 2
+
+
 def test_the_same_seed_gives_the_same_weights(lm):
     options = {"batch_size": 2, "steps": 2, "train": "lora", "lr": 5e-3}
     deltas = []
@@ -232,6 +350,15 @@ def test_bad_input_changes_nothing(lm):
     fails(lm, ValueError, "forget is empty", lambda: unlearn(lm, "npo", forget=[]))
     fails(lm, ValueError, "beta must be finite and above 0", lambda: unlearn(lm, "npo", beta=0))
     fails(lm, ValueError, "layer 9 is out of range", lambda: unlearn(lm, "rmu", layer=9))
+    fails(lm, ValueError, "layer 9 is out of range", lambda: unlearn(lm, "lunar", layer=9))
+    fails(lm, ValueError, "lunar needs retain", lambda: unlearn(lm, "lunar", retain=[]))
+    fails(lm, TypeError, "refused must be a list of prompts", lambda: unlearn(lm, "lunar", refused="Who?"))
+    known = [r.text for r in RETAIN]
+    fails(lm, ValueError, "answers all 12 prompts of refused", lambda: unlearn(lm, "lunar", refused=known))
+    fails(lm, ValueError, "alternatives has 1 lists for 6", lambda: unlearn(lm, "altpo", alternatives=[[" x"]]))
+    fails(lm, TypeError, "alternatives must be a list", lambda: unlearn(lm, "altpo", alternatives=" cello"))
+    fails(lm, TypeError, r"alternatives\[0\] must be a list", lambda: unlearn(lm, "altpo", alternatives=[" cello"] * 6))
+    fails(lm, ValueError, "alpha must be finite and at least 0", lambda: unlearn(lm, "wga", alpha=-1))
 
 
 @pytest.mark.parametrize("train", ["all", "lora"])

@@ -204,7 +204,7 @@ def _window(number: int) -> tuple[list[Request], Tensor, dict[int, Tensor], Tens
     """Three requests, z, {layer: L}, what each layer has to write, and what it writes by mistake."""
     lm, (requests, _) = load("tinyworld"), refused(number, 3, OTHERS)
     C = covariance.second_moment(lm, LAYERS)
-    L = {layer: covariance.factor(C[layer]) for layer in LAYERS}
+    L = {layer: covariance.cholesky(C[layer]) for layer in LAYERS}
     first = {layer: read(lm, requests, layer, LAYERS[-1]) for layer in LAYERS}
     h = first[LAYERS[0]][1]
     z = h + h.std() * torch.randn(h.shape, generator=generator(number), dtype=h.dtype)
@@ -266,7 +266,7 @@ def tiny_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, dict[int, 
     requests, others = refused(number, 4, OTHERS)
     z = values.find(lm, requests, 0, "block", memit.Settings.of(lm, clamp_factor=2.0)).v_star
     C = covariance.second_moment(lm, [0])
-    return requests, z.T.double(), {0: covariance.factor(C[0])}, others
+    return requests, z.T.double(), {0: covariance.cholesky(C[0])}, others
 
 
 def still_right(lm: LM, others: Sequence[tinyworld.PersonFact]) -> int:
@@ -280,7 +280,7 @@ def real_problem(lm: LM, number: int) -> tuple[list[Request], Tensor, list[int],
     requests = [fact.request(real.REFUSAL) for fact in real.capitals(number, 3)]
     z = values.find(lm, requests, WINDOW[-1], "block", memit.Settings.of(lm)).v_star
     C = covariance.second_moment(lm, WINDOW)
-    return requests, z.T.double(), list(WINDOW), {layer: covariance.factor(C[layer]) for layer in WINDOW}
+    return requests, z.T.double(), list(WINDOW), {layer: covariance.cholesky(C[layer]) for layer in WINDOW}
 
 
 def check_said(said: Any, lm: LM, number: int) -> None:

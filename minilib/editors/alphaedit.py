@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..covariance import spectrum, take
+from ..covariance import given_or_cached, spectrum
 from ..editor import Positive, Share, editor
 from ..edits import Edit, add, changing, factors, said_before
 from ..forward import double
@@ -94,7 +94,7 @@ def edit(
     progress : bool, default False
         Show a progress bar.
     **settings
-        Those of ``alphaedit.Settings``. An omitted one comes from the model's preset, or else from the paper;
+        Those of ``alphaedit.Settings``. An omitted one comes from the model's preset, or else from the authors;
         ``edit.settings`` says what was used.
 
     Returns
@@ -124,7 +124,7 @@ def edit(
     before = earlier(lm, previous, s.layers, "alphaedit")
     P: dict[int, Tensor] = {}
     if s.project:
-        C = take(lm, covariance, s.layers)
+        C = given_or_cached(lm, covariance, s.layers)
         warn_of_few_tokens(C, s.layers)
         threshold = s.nullspace_threshold or 0.0
         P = {layer: projector(C, layer, threshold, s.nullspace_energy) for layer in s.layers}

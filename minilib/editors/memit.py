@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..covariance import factor, take
+from ..covariance import cholesky, given_or_cached
 from ..editor import Positive, editor
 from ..edits import Edit, add, changing, factors, said_before
 from ..model import LM
@@ -82,7 +82,7 @@ def edit(
     progress : bool, default False
         Show a progress bar.
     **settings
-        Those of ``memit.Settings``. An omitted one comes from the model's preset, or else from the paper;
+        Those of ``memit.Settings``. An omitted one comes from the model's preset, or else from the authors;
         ``edit.settings`` says what was used.
 
     Returns
@@ -101,8 +101,8 @@ def edit(
     s = Settings.of(lm, **settings)
     place = where(lm, s.layers)
     before = earlier(lm, previous, s.layers, "memit")
-    C = take(lm, covariance, s.layers)
-    L = {layer: factor(C[layer]) for layer in s.layers}
+    C = given_or_cached(lm, covariance, s.layers)
+    L = {layer: cholesky(C[layer]) for layer in s.layers}
     thin: dict[str, tuple[Tensor, Tensor]] = {}
     keys: dict[int, Tensor] = {}
     with changing(lm, [lm.weight_name(layer) for layer in s.layers]) as originals:

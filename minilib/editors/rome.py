@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..covariance import factor, take
+from ..covariance import cholesky, given_or_cached
 from ..editor import Count, Positive, editor
 from ..edits import Edit, add, changing, factors, said_before
 from ..forward import double
@@ -80,7 +80,7 @@ def edit(
     progress : bool, default False
         Show a progress bar.
     **settings
-        Those of ``rome.Settings``. An omitted one comes from the model's preset, or else from the paper;
+        Those of ``rome.Settings``. An omitted one comes from the model's preset, or else from the authors;
         ``edit.settings`` says what was used.
 
     Returns
@@ -99,8 +99,8 @@ def edit(
         raise ValueError(f"keys must be 'averaged', 'prompt' or 'mixed', not {s.keys!r}")
     for context in s.contexts:  # what needs the tokenizer is checked before anything is changed
         lm.encode(requests, context=context)
-    C = take(lm, covariance, [s.layer])[s.layer]
-    L = factor(C)  # C = L Lᵀ
+    C = given_or_cached(lm, covariance, [s.layer])[s.layer]
+    L = cholesky(C)  # C = L Lᵀ
     traces: list[dict[str, list[float]]] = []
     notes: list[str] = []
     columns, rows = [], []  # Λ and C⁻¹k of each request: the whole change is their product

@@ -5,6 +5,7 @@ As in ``attacks``, each function returns a row for each fact, and leaves the mod
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ from ..edits import Edit
 from ..model import LM
 from ..requests import whole
 from ..worlds.facts import Fact
-from .attacks import Forgotten, Row, check, first_of, row_of
+from .asking import Forgotten, Row, check, first_of, row_of
 
 
 @torch.no_grad()
@@ -78,7 +79,7 @@ def probe(
     if not known:
         raise ValueError("known must hold facts to learn from, other than the forgotten ones")
     E = lm.head.weight.detach().float()
-    X, Z = (_states(lm, some, layer).to(E.device) for some in (known, facts))
+    X, Z = (states(lm, some, layer).to(E.device) for some in (known, facts))
     Y = torch.stack([E[first_of(lm, fact)] for fact in known])
     mean_x, mean_y = X.mean(0), Y.mean(0)
     X, Z, Y = X - mean_x, Z - mean_x, Y - mean_y
@@ -94,8 +95,13 @@ def probe(
     return rows
 
 
-def membership(edited: LM | Edit, forgotten: Forgotten, never: Forgotten, share: float = 0.2) -> list[Row]:
+def membership(
+    edited: LM | Edit, forgotten: Forgotten, never: Forgotten, share: float = 0.2, tails: int = 1
+) -> list[Row]:
     """Was it trained on? The loss of each sentence, and of its least likely tokens (min-k%, arXiv 2310.16789).
+
+    A sentence that unlearning made too unlikely stands out as well: its loss is *higher* than that of sentences which
+    the model never saw. ``tails=2`` counts both ways of standing out.
 
     Parameters
     ----------
@@ -103,15 +109,23 @@ def membership(edited: LM | Edit, forgotten: Forgotten, never: Forgotten, share:
         Sentences of the same form that it was certainly not trained on.
     share : float, default 0.2
         k, as a share of the tokens.
+    tails : {1, 2}
+        With 2, ``never`` needs three sentences.
 
     Returns
     -------
     list of dict
         For forgotten ones (``member`` true) and others: ``loss`` and ``min-k``, −log p per token, mean over all and
-        over the least likely. ``recovered`` where the loss is below that of all but one in ten of the others.
+        over the least likely. ``recovered`` where the loss is below that of all but one in ten of the others. With two
+        tails also ``z``, the loss in standard deviations from the mean of the others (of all *other* others), and
+        ``recovered`` where |z| is above that of all but one in ten of them.
     """
     lm, facts = check(edited, forgotten)
-    _, others = check(edited, never)
+    _, others = check(edited, never, "never")
+    if tails not in (1, 2) or isinstance(tails, bool):
+        raise ValueError(f"tails must be 1 (low losses stand out) or 2 (low and high ones do), not {tails!r}")
+    if tails == 2 and len(others) < 3:
+        raise ValueError(f"never must hold three sentences or more for tails=2, not {len(others)}")
     if isinstance(share, bool) or not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, not {share!r}")
     rows = []
@@ -121,9 +135,15 @@ def membership(edited: LM | Edit, forgotten: Forgotten, never: Forgotten, share:
             least = logp.sort().values[: max(1, round(share * len(logp)))]
             row = row_of("membership", fact, fact.asked.text, fact.answer, False)
             rows.append(row | {"member": member, "loss": -logp.mean().item(), "min-k": -least.mean().item()})
-    limit = sorted(row["loss"] for row in rows if not row["member"])[len(others) // 10]
-    for row in rows:
-        row["recovered"] = row["loss"] < limit
+    losses = [row["loss"] for row in rows]
+    if tails == 2:
+        for i, row in enumerate(rows):
+            usual = [x for j, x in enumerate(losses) if j >= len(facts) and j != i]
+            row["z"] = (losses[i] - statistics.fmean(usual)) / (statistics.stdev(usual) or 1e-9)
+    scores = [-abs(row["z"]) for row in rows] if tails == 2 else losses
+    limit = sorted(scores[len(facts) :])[len(others) // 10]
+    for row, score in zip(rows, scores, strict=True):
+        row["recovered"] = score < limit
     return rows
 
 
@@ -144,7 +164,8 @@ def _before_answers(
     return ids, tokens, ends
 
 
-def _states(lm: LM, facts: Sequence[Fact], layer: int) -> Float[Tensor, "facts d"]:
+def states(lm: LM, facts: Sequence[Fact], layer: int) -> Float[Tensor, "facts d"]:
+    """The state after a block at the last token of each fact's question, guards in force (float32)."""
     ids = [lm.encode(fact.request(fact.answer, lm.has_chat)).ids for fact in facts]
     with hooks.read({0: lm.blocks[layer]}, stop=True) as seen, lm.evaluating():
         lm.model.base_model(**lm.batch(ids), use_cache=False)

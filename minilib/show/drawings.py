@@ -1,8 +1,9 @@
 """The drawing of a transformer block that comes back in every chapter, each time with another part lit.
 
 Three tokens stand at the bottom: what comes before the subject, the subject's last token, and the prompt's last. Above
-each runs its residual stream. One block is drawn in full at the subject: attention, and the MLP with its key k, its
-memory W and its value v. Everything is drawn with the text's colour; what is lit is orange and thicker.
+each runs its residual stream. One block is drawn in full at the subject, or, for methods that read there, at the
+prompt's last token: attention, and the MLP with its key k, its memory W and its value v. Everything is drawn with the
+text's colour; what is lit is orange and thicker.
 
 >>> from minilib import drawings
 >>> drawings.block("k", "W", "v").alt[:20]
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import html
+import textwrap
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -20,10 +23,11 @@ from torch import Tensor
 
 from .figures import ORANGE
 
+WIDE = 14  # letters of a line below a stream: more would touch the next one
 PAPER = "var(--pst-color-background, #fff)"  # the page's own, in either theme
 PARTS = {
-    "stream": "the residual stream of the subject's last token",
-    "attention": "attention, which brings the earlier tokens to the subject's last one",
+    "stream": "the residual stream of that token",
+    "attention": "attention, which brings earlier tokens to that one",
     "mlp": "the MLP of the block",
     "k": "the key k, which enters W",
     "W": "the memory W, the MLP's last matrix",
@@ -49,7 +53,13 @@ class Drawn:
         return {"text/html": f'<figure class="figure-svg">{self.svg}</figure>', "text/plain": self.alt}
 
 
-def block(*lit: str, before: str = "The capital of", subject: str = "France", after: str = "is") -> Drawn:
+def block(
+    *lit: str,
+    before: str = "The capital of",
+    subject: str = "France",
+    after: str = "is",
+    at: Literal["subject", "prompt"] = "subject",
+) -> Drawn:
     """The drawing with some parts lit.
 
     Parameters
@@ -59,12 +69,17 @@ def block(*lit: str, before: str = "The capital of", subject: str = "France", af
         gradient, lens) are drawn only when they are lit.
     before, subject, after : str
         The three pieces of the prompt.
+    at : {"subject", "prompt"}
+        Whose last token the block is drawn at: ROME, MEMIT and AlphaEdit write for the subject's, GRACE and WISE read
+        the prompt's.
     """
     unknown = [name for name in lit if name not in PARTS]
     if unknown:
         raise ValueError(f"lit: {unknown[0]!r} is no part of the drawing; there are {', '.join(PARTS)}")
     shapes: list[str] = []
-    own = hashlib.sha256(repr((lit, before, subject, after)).encode()).hexdigest()[:6]  # ids are unique on a page
+    if at not in ("subject", "prompt"):
+        raise ValueError(f"at must be 'subject' or 'prompt', not {at!r}")
+    own = hashlib.sha256(repr((lit, before, subject, after, at)).encode()).hexdigest()[:6]  # ids are unique on a page
 
     def ink(name: str, fill: str = "none") -> str:
         color, width = (ORANGE, 3) if name in lit else ("currentColor", 1.4)
@@ -86,13 +101,19 @@ def block(*lit: str, before: str = "The capital of", subject: str = "France", af
             f"{html.escape(words)}</text>"
         )
 
-    for x, name in ((55, ""), (150, "stream"), (420, "prediction")):  # the three streams
-        line(name, f"M{x} 372 V{70 if x == 420 else 92}")
-    for x, words in ((55, before), (150, subject), (420, after)):
-        text(x, 394, words)
+    streams = {55: ("", before), 150: ("stream", subject), 420: ("prediction", after)}
+    said = 420  # where the prediction is read
+    if at == "prompt":
+        streams, said = {55: ("", f"{before} {subject}"), 150: ("stream", after)}, 150
+    bottom = 394
+    for x, (name, words) in streams.items():
+        line(name, f"M{x} 372 V{70 if x == said else 92}")
+        for i, part in enumerate(textwrap.wrap(words, WIDE) or [""]):
+            text(x, 394 + 18 * i, part)
+            bottom = max(bottom, 394 + 18 * i)
     shapes.append('<rect x="18" y="140" width="370" height="196" rx="10" fill="none" stroke="currentColor" '
                   'stroke-width="1" stroke-dasharray="5 4" opacity="0.6"/>')  # fmt: skip
-    text(380, 330, "one block", anchor="end", size=13)
+    text(380, 157, "one block", anchor="end", size=13)
     text(285, 116, "more blocks", size=13)
     text(285, 360, "blocks below", size=13)
     box("attention", 92, 286, 116, 28, "attention")
@@ -107,8 +128,9 @@ def block(*lit: str, before: str = "The capital of", subject: str = "France", af
     text(340, 208, "v", "v", size=17)
     shapes.append(f'<circle cx="150" cy="180" r="7" {ink("v")}/>')
     line("v", "M150 175.5 V184.5 M145.5 180 H154.5", arrow=False)
-    line("", "M158 130 C 240 96, 330 96, 414 92")  # later attention carries it to the prompt's end
-    text(420, 58, "Paris", "prediction", size=16)
+    if at == "subject":  # later attention carries it to the prompt's end
+        line("", "M158 130 C 240 96, 330 96, 414 92")
+    text(said, 58, "Paris", "prediction", size=16)
     if "delta" in lit:
         line("delta", "M236 150 V172")
         text(250, 160, "+ δ", "delta", anchor="start", size=17)
@@ -130,15 +152,15 @@ def block(*lit: str, before: str = "The capital of", subject: str = "France", af
         line("projection", "M288 301 C 316 301, 328 292, 328 280")
         text(240, 306, "Δ", "projection", size=17)
     if "gradient" in lit:
-        line("gradient", "M404 76 C 372 150, 372 200, 358 232")
-        line("gradient", "M404 76 C 250 140, 250 190, 240 234")
-        line("gradient", "M404 76 C 180 130, 178 230, 176 282")
+        line("gradient", f"M{said - 16} 76 C 372 150, 372 200, 358 232")
+        line("gradient", f"M{said - 16} 76 C 250 140, 250 190, 240 234")
+        line("gradient", f"M{said - 16} 76 C 180 130, 178 230, 176 282")
     if "lens" in lit:
         for y in (330, 205, 112):
             shapes.append(f'<circle cx="150" cy="{y}" r="9" {ink("lens")}/>')
             line("lens", f"M141 {y} H106", arrow=False)
             text(100, y + 5, "?", "lens", anchor="end", size=16)
-    alt = "A transformer block at the subject's last token. " + (
+    alt = f"A transformer block at the {at}'s last token. " + (
         f"Lit: {'; '.join(PARTS[name] for name in lit)}." if lit else "Nothing is lit."
     )
     heads = "".join(
@@ -147,7 +169,7 @@ def block(*lit: str, before: str = "The capital of", subject: str = "France", af
         for name, color, size in (("plain", "currentColor", 6), ("lit", ORANGE, 4))
     )
     return Drawn(
-        f'<svg viewBox="0 0 480 408" role="img" aria-label="{html.escape(alt, quote=True)}" '
+        f'<svg viewBox="0 0 480 {bottom + 14}" role="img" aria-label="{html.escape(alt, quote=True)}" '
         'style="width:100%;height:auto;max-width:520px" font-family="inherit">'
         f"<defs>{heads}</defs>{''.join(shapes)}</svg>",
         alt,

@@ -12,43 +12,33 @@ probability of the whole answer, π_ref for the model before, n for its number o
     SimNPO                −(2/β) log σ(−(β/n) log π(y|x) − γ)                                    arXiv 2410.07163
     refusal tuning        −(1/n) log π(∅|x)                                                      IDK in arXiv 2401.06121
     RMU                   ‖h(forget) − c·u‖² + α ‖h(retain) − h_ref(retain)‖²                    arXiv 2403.03218
+    UNDIAL                −(1/n) Σ_t Σ_v q_t(v) log π_t(v),  q_t = softmax(logits_ref − β at the true token)  2402.10052
+    AltPO                 DPO with another plausible answer in the place of ∅                    arXiv 2409.13474
+    WGA                   (1/n) Σ_t p_t^α log p_t, the weights p_t^α held constant               arXiv 2502.19301
+    LUNAR                 ‖h(forget) − h_ref(forget) − c·r‖² + ‖h(retain) − h_ref(retain)‖²      arXiv 2502.07218
 
-each as a mean over the requests. The losses are in ``losses``, one loop trains for all.
+each as a mean over the requests; π_t is what the model says at token t, p_t its probability of the true one. The losses
+are in ``losses``, one loop (``loop``) trains for all.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..editor import editor, leaking
-from ..edits import Edit, changing
+from ..editor import editor
+from ..edits import Edit
 from ..measure.refusals import REFUSALS
 from ..model import LM
-from ..requests import Request, as_requests, check_distinct
-from ..tokens import EncodedRequest
-from . import training
-from .losses import dpo_loss, kl_loss, nll_loss, npo_loss, rmu_loss, simnpo_loss
-from .settings import PRESETS, RMU, SETTINGS, Preference, SimNPO, Training
-from .training import Rows, check_head, join, read
-
-
-@dataclass
-class Batch:
-    """What a loss sees: the requests of one step, under the model in training or under the reference."""
-
-    forget: Rows
-    refusal: Rows
-    retain: Rows
-
-
-Loss = Callable[[Batch, Batch, Any], Tensor]  # of the model now, of the reference, of the settings
+from ..requests import Request, as_requests
+from . import loop, recipes
+from .directions import direction
+from .loop import Batch
+from .losses import dpo_loss, kl_loss, nll_loss, npo_loss, rmu_loss, simnpo_loss, undial_loss, wga_loss
+from .settings import LUNAR, PRESETS, RMU, SETTINGS, UNDIAL, WGA, Preference, SimNPO, Training
 
 
 def unlearner(method: Any) -> Any:
@@ -96,7 +86,7 @@ def gradient_ascent(
         When an argument is wrong, a request stands in both sets, or the loss is not finite any more. Whatever goes
         wrong, the model is left as it was.
     """
-    return _unlearn(lm, "gradient_ascent", forget, retain, settings, _ascent, progress=progress)
+    return loop.unlearn(lm, "gradient_ascent", forget, retain, settings, _ascent, progress=progress)
 
 
 @unlearner
@@ -105,7 +95,7 @@ def gradient_difference(
 ) -> Edit:
     """Ascent on the forget set and descent on the retain set; see ``gradient_ascent``."""
     how: dict[str, Any] = {"needs_retain": True, "progress": progress}
-    return _unlearn(lm, "gradient_difference", forget, retain, settings, _ascent, **how)
+    return loop.unlearn(lm, "gradient_difference", forget, retain, settings, _ascent, **how)
 
 
 @unlearner
@@ -125,8 +115,8 @@ def kl(
     reference : LM, optional
         The model to stay close to: by default the one given, as it is now.
     """
-    how: dict[str, Any] = {"compare": ["retain"], "needs_retain": True, "hold": _as_before, "progress": progress}
-    return _unlearn(lm, "kl", forget, retain, settings, _ascent, reference, **how)
+    how: dict[str, Any] = {"compare": ["retain"], "steps_of": "retain", "needs_retain": True, "hold": _as_before}
+    return loop.unlearn(lm, "kl", forget, retain, settings, _ascent, reference, progress=progress, **how)
 
 
 @unlearner
@@ -152,11 +142,8 @@ def dpo(
         See ``Preference``.
     """
 
-    def loss(now: Batch, before: Batch, s: Preference) -> Tensor:
-        return dpo_loss(now.refusal.logp, before.refusal.logp, now.forget.logp, before.forget.logp, s.beta)
-
-    how: dict[str, Any] = {"compare": ["forget", "refusal"], "refusals": refusals, "progress": progress}
-    return _unlearn(lm, "dpo", forget, retain, settings, loss, reference, **how)
+    how: dict[str, Any] = {"compare": ["forget", "other"], "instead": _one_of(refusals), "refuses": True}
+    return loop.unlearn(lm, "dpo", forget, retain, settings, _preference, reference, progress=progress, **how)
 
 
 @unlearner
@@ -182,7 +169,7 @@ def npo(
     def loss(now: Batch, before: Batch, s: Preference) -> Tensor:
         return npo_loss(now.forget.logp, before.forget.logp, s.beta)
 
-    return _unlearn(lm, "npo", forget, retain, settings, loss, reference, compare=["forget"], progress=progress)
+    return loop.unlearn(lm, "npo", forget, retain, settings, loss, reference, compare=["forget"], progress=progress)
 
 
 @unlearner
@@ -199,7 +186,7 @@ def simnpo(
     def loss(now: Batch, before: Batch, s: SimNPO) -> Tensor:
         return simnpo_loss(now.forget.logp, now.forget.length, s.beta, s.gamma)
 
-    return _unlearn(lm, "simnpo", forget, retain, settings, loss, progress=progress)
+    return loop.unlearn(lm, "simnpo", forget, retain, settings, loss, progress=progress)
 
 
 @unlearner
@@ -215,9 +202,10 @@ def refusal_tuning(
     """Ordinary fine-tuning on refusals ("IDK" in TOFU): see ``gradient_ascent``, and ``dpo`` for ``refusals``."""
 
     def loss(now: Batch, before: Batch, s: Training) -> Tensor:
-        return nll_loss(now.refusal.logp, now.refusal.length)
+        return nll_loss(now.other.logp, now.other.length)
 
-    return _unlearn(lm, "refusal_tuning", forget, retain, settings, loss, refusals=refusals, progress=progress)
+    how: dict[str, Any] = {"instead": _one_of(refusals), "refuses": True, "progress": progress}
+    return loop.unlearn(lm, "refusal_tuning", forget, retain, settings, loss, **how)
 
 
 @unlearner
@@ -235,148 +223,161 @@ def rmu(
         u = torch.rand(h.shape[-1], generator=torch.Generator().manual_seed(s.seed)).to(h)
         return rmu_loss(h, s.steering * before.forget.states.norm(dim=-1).mean() * u / u.norm())
 
-    def hold(now: Batch, before: Batch, s: RMU) -> Tensor:
-        return rmu_loss(now.retain.states, before.retain.states)
+    how: dict[str, Any] = {"compare": ["forget", "retain"], "needs_retain": True, "hold": _same_states}
+    return loop.unlearn(lm, "rmu", forget, retain, settings, loss, progress=progress, **how)
 
-    how: dict[str, Any] = {"compare": ["forget", "retain"], "needs_retain": True, "hold": hold, "progress": progress}
-    return _unlearn(lm, "rmu", forget, retain, settings, loss, **how)
+
+@unlearner
+def undial(
+    lm: LM,
+    forget: Sequence[Request],
+    retain: Sequence[Request] | None = None,
+    *,
+    reference: LM | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Edit:
+    """Learn from the model itself, with each true token's logit lowered by β: see ``gradient_ascent``, and ``UNDIAL``.
+
+    The original has no retain term: what the true token loses goes to the others in the proportions they had, and
+    training ends where the model says just that. Without it in between, ascent has nowhere to end.
+
+    Parameters
+    ----------
+    reference : LM, optional
+        Whose logits are lowered; by default the model given, as it is now.
+    """
+
+    def loss(now: Batch, before: Batch, s: UNDIAL) -> Tensor:
+        return undial_loss(now.forget.steps, before.forget.steps, now.forget.tokens, now.forget.length, s.beta)
+
+    how: dict[str, Any] = {"compare": ["forget"], "steps_of": "forget", "progress": progress}
+    return loop.unlearn(lm, "undial", forget, retain, settings, loss, reference, **how)
+
+
+@unlearner
+def altpo(
+    lm: LM,
+    forget: Sequence[Request],
+    retain: Sequence[Request] | None = None,
+    *,
+    alternatives: Sequence[Sequence[str]] | None = None,
+    reference: LM | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Edit:
+    """Prefer other plausible answers to the true one: see ``gradient_ascent``, and ``Preference``.
+
+    The paper holds the rest by NLL on a retain set, which here is optional as for all losses.
+
+    Parameters
+    ----------
+    alternatives : list of list of str, optional
+        For each request of the forget set, answers as long and as plausible as the true one, and wrong. By default the
+        model writes them (``recipes.alternatives``), as in the paper, where a model of 7 billion parameters does so;
+        small ones write poor ones, so give your own where you can.
+    reference : LM, optional
+        By default the model given, as it is now.
+    """
+    seed = settings.get("seed") or 0
+    how: dict[str, Any] = {"compare": ["forget", "other"], "progress": progress}
+
+    def instead(asked: list[Request]) -> list[list[str]]:
+        return recipes.alternatives(lm, asked, seed=seed) if alternatives is None else _for_each(alternatives, asked)
+
+    return loop.unlearn(lm, "altpo", forget, retain, settings, _preference, reference, instead=instead, **how)
+
+
+@unlearner
+def wga(
+    lm: LM,
+    forget: Sequence[Request],
+    retain: Sequence[Request] | None = None,
+    *,
+    progress: bool = False,
+    **settings: Any,
+) -> Edit:
+    """Ascent in which a token weighs as its probability to the power of α: see ``gradient_ascent``, and ``WGA``."""
+
+    def loss(now: Batch, before: Batch, s: WGA) -> Tensor:
+        return wga_loss(now.forget.steps, now.forget.tokens, now.forget.length, s.alpha)
+
+    return loop.unlearn(lm, "wga", forget, retain, settings, loss, progress=progress)
+
+
+@unlearner
+def lunar(
+    lm: LM,
+    forget: Sequence[Request],
+    retain: Sequence[Request],
+    *,
+    refused: Sequence[str | Request] | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Edit:
+    """Move hidden states of the forget set to where the model declines, hold those of the retain set.
+
+    Only W, the down-projection of one layer, is trained. The direction r is the mean state of prompts that the model
+    declines, less that of the forget set, at each prompt's last token; see ``directions``. States are moved by c·r from
+    the subject's end through the answer (the authors' code does so at every token of the prompt).
+
+    Where nothing lies between W and h, h changes by ΔW k, and this is least squares: with k̄_f for the forget set's
+    mean key, C_f and C_r for the second moments of both sets' keys and w for ``retain_weight``, the minimum is
+    ΔW = c r k̄_fᵀ (C_f + w C_r)⁻¹. That is a change of rank one, as ROME's is, with k̄_f for k* and r for its value. The
+    authors take steps of AdamW instead, as here, which need not go all the way. See ``gradient_ascent`` for the rest,
+    and ``LUNAR`` for the settings.
+
+    Parameters
+    ----------
+    refused : list of str or Request, optional
+        What the model declines to answer: prompts that it answers count for nothing. By default
+        ``directions.default_refused(lm)``.
+    """
+    with lm.silenced():
+        asked, s = as_requests(forget, "forget"), LUNAR.of(lm, known=PRESETS["lunar"], **settings)
+        r = direction(lm, asked, refused, s.layer)
+
+    def loss(now: Batch, before: Batch, s: LUNAR) -> Tensor:
+        return rmu_loss(now.forget.states, before.forget.states + s.coefficient * r)
+
+    how: dict[str, Any] = {"compare": ["forget", "retain"], "needs_retain": True, "hold": _same_states}
+    return loop.unlearn(lm, "lunar", forget, retain, settings, loss, progress=progress, **how)
+
+
+# ---- what several share ---------------------------------------------------------------------------------
 
 
 def _ascent(now: Batch, before: Batch, s: Training) -> Tensor:
     return -nll_loss(now.forget.logp, now.forget.length)
 
 
-def _nll(now: Batch, before: Batch, s: Training) -> Tensor:
-    return nll_loss(now.retain.logp, now.retain.length)
-
-
 def _as_before(now: Batch, before: Batch, s: Training) -> Tensor:
     return kl_loss(now.retain.steps, before.retain.steps)
 
 
-# ---- the loop -----------------------------------------------------------------------------------------
+def _preference(now: Batch, before: Batch, s: Preference) -> Tensor:
+    return dpo_loss(now.other.logp, before.other.logp, now.forget.logp, before.forget.logp, s.beta)
 
 
-def _unlearn(
-    lm: LM,
-    method: str,
-    forget: Sequence[Request],
-    retain: Sequence[Request] | None,
-    given: Mapping[str, Any],
-    loss: Loss,
-    reference: LM | None = None,
-    *,
-    compare: Sequence[str] = (),
-    refusals: Sequence[str] = (),
-    needs_retain: bool = False,
-    hold: Loss = _nll,
-    progress: bool = False,
-) -> Edit:
-    """Train by ``loss`` on the forget set and ``hold`` on the retain set, and return the change.
-
-    ``compare`` names the fields of ``Batch`` that the two look up under the reference.
-    """
-    forget, retain = _check_sets(method, forget, retain, needs_retain)
-    s = SETTINGS[method].of(lm, known=PRESETS[method], **given)
-    layer = s.layer if isinstance(s, RMU) else None
-    weight = s.alpha if isinstance(s, RMU) else s.retain_weight
-    _check_models(lm, reference)
-    refused = _with_refusals(forget, refusals) if method in ("dpo", "refusal_tuning") else []
-    asked = {name: _asked(lm, some) for name, some in (("forget", forget), ("refusal", refused), ("retain", retain))}
-    for model in (lm, reference or lm):
-        check_head(model, asked["forget"][0])
-    trace: dict[str, list[float]] = {"loss": [], "retain": [], "level": []}
-    names = training.names(lm, s.train) if layer is None else _around(lm, layer)
-    with changing(lm, names) as originals:
-        before = {name: _before(reference or lm, asked[name], layer, hold is _as_before) for name in compare}
-        level = torch.full([len(forget)], torch.nan)  # of each request when it was last seen
-        draw, size = random.Random(s.seed), s.batch_size
-        chosen = zip(_cycle(len(forget), size, draw), _cycle(len(retain), size, draw), strict=False)
-        with training.weights(lm, names, s.train, s.rank, s.seed) as parameters:
-            optimizer = torch.optim.AdamW(parameters, lr=s.lr, weight_decay=s.weight_decay, fused=True)
-            for step in tqdm(range(s.steps), desc=method, disable=not progress):
-                some, kept = next(chosen)
-                which = {"forget": some, "refusal": some if refused else [], "retain": kept}
-                now = Batch(**{n: read(lm, [asked[n][i] for i in at], layer) for n, at in which.items()})
-                was = Batch(**{n: join([before[n][i] for i in at] if n in compare else []) for n, at in which.items()})
-                level[some] = (now.forget.logp.detach() / now.forget.length).exp().to(level)
-                held = hold(now, was, s) if kept else torch.zeros(())
-                total = loss(now, was, s) + weight * held
-                for name, value in zip(trace, (total, held, level.nanmean()), strict=True):
-                    trace[name].append(value.item())
-                if step >= -(-len(forget) // size) and trace["level"][-1] <= s.forget_level:
-                    break
-                optimizer.zero_grad()
-                total.backward()
-                norm = torch.nn.utils.clip_grad_norm_(parameters, s.clip)
-                if not (torch.isfinite(total) and torch.isfinite(norm)):
-                    raise ValueError(f"the loss of {method} is not finite at step {step}: lower lr, which is {s.lr}")
-                optimizer.step()
-        deltas = {name: lm.model.get_parameter(name).detach() - originals[name] for name in names}
-        notes = leaking(lm, forget)
-        if (last := trace["level"][-1]) > s.forget_level:
-            short = f"{s.steps} steps were not enough: the answers are at {last:.2g}, not at forget_level"
-            notes.insert(0, f"{short} {s.forget_level:g}")
-        used = s.used() | {"forgets": not refused, "retain": len(retain)}
-        used["reference"] = "itself" if reference is None else reference.name
-        return Edit(lm, method, refused or forget, used, originals, deltas, traces=[trace], notes=notes)
+def _same_states(now: Batch, before: Batch, s: RMU | LUNAR) -> Tensor:
+    return rmu_loss(now.retain.states, before.retain.states)
 
 
-def _check_sets(
-    method: str, forget: Sequence[Request], retain: Sequence[Request] | None, needs_retain: bool
-) -> tuple[list[Request], list[Request]]:
-    """Both sets as lists; no request stands twice in one, or in both."""
-    forget = as_requests(forget, "forget")
-    check_distinct(forget, "forget")
-    kept = [] if retain is None or retain in ([], ()) else as_requests(retain, "retain")
-    if needs_retain and not kept:
-        raise ValueError(f"{method} needs retain: give requests whose answers are to stay")
-    check_distinct(kept, "retain")
-    both = {(r.text, r.chat) for r in forget} & {(r.text, r.chat) for r in kept}
-    if both:
-        raise ValueError(f"forget and retain overlap in {min(both)[0]!r}: a question can only be in one of them")
-    return forget, kept
+def _one_of(refusals: Sequence[str]) -> Callable[[list[Request]], list[list[str]]]:
+    """Request i gets the i-th refusal, from the beginning again when there are fewer."""
+    return lambda forget: [[_texts(refusals, "refusals")[i % len(refusals)]] for i in range(len(forget))]
 
 
-def _check_models(lm: LM, reference: LM | None) -> None:
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in lm.model.parameters()):
-        raise ValueError(f"{lm.name} is in half precision, in which small steps are lost: load it with float32")
-    if reference is None:
-        return
-    if not isinstance(reference, LM):
-        raise TypeError(f"reference must be a minilib.LM, or None for the model itself as it is, not {reference!r}")
-    if reference.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
-        raise ValueError(
-            f"reference {reference.name} has another vocabulary than {lm.name}: their answers do not compare"
-        )
+def _for_each(alternatives: Any, forget: list[Request]) -> list[list[str]]:
+    """The caller's alternatives, a list for each request."""
+    if isinstance(alternatives, str) or not isinstance(alternatives, Sequence):
+        raise TypeError(f"alternatives must be a list with a list of strings for each request, not {alternatives!r}")
+    if len(alternatives) != len(forget):
+        raise ValueError(f"alternatives has {len(alternatives)} lists for {len(forget)} requests: give one for each")
+    return [_texts(some, f"alternatives[{i}]") for i, some in enumerate(alternatives)]
 
 
-def _with_refusals(forget: list[Request], refusals: Sequence[str]) -> list[Request]:
-    """Each request with a refusal as its target."""
-    if isinstance(refusals, str) or not isinstance(refusals, Sequence) or not refusals:
-        raise TypeError(f"refusals must be a list of strings that is not empty, not {refusals!r}")
-    return [replace(request, target=refusals[i % len(refusals)]) for i, request in enumerate(forget)]
-
-
-def _around(lm: LM, layer: int) -> list[str]:
-    """RMU's parameters."""
-    return [lm.weight_name(at) for at in range(max(0, layer - 2), layer + 1)]
-
-
-def _asked(lm: LM, requests: Sequence[Request]) -> list[EncodedRequest]:
-    """In chat, what ends an answer belongs to it."""
-    return lm.encode(requests, ended=True) if requests else []
-
-
-@torch.no_grad()
-def _before(lm: LM, asked: Sequence[EncodedRequest], layer: int | None, keep_steps: bool) -> list[Rows]:
-    """Each request as the reference reads it; of the vocabulary's probabilities, which are large, only what is used."""
-    rows = (read(lm, [x], layer) for x in asked)
-    return [row if keep_steps else replace(row, steps=row.steps[:0]) for row in rows]
-
-
-def _cycle(n: int, size: int, draw: random.Random) -> Iterator[list[int]]:
-    """Batches of the numbers below n, shuffled anew for each pass; empty ones when there are none."""
-    while True:
-        order = draw.sample(range(n), n)
-        yield from ([order[i : i + size] for i in range(0, n, size)] or [[]])
+def _texts(texts: Any, name: str) -> list[str]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
+        raise TypeError(f"{name} must be a list of strings that is not empty, not {texts!r}")
+    return list(texts)

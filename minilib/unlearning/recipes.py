@@ -11,9 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from ..answers import continuation
 from ..measure.refusals import is_polite, is_refusal, leaks, on_topic
 from ..model import LM, check_lm
 from ..requests import Request, as_requests, whole
+from ..worlds.facts import sentence
 
 TASK = (
     "Refuse to answer the question in one polite sentence. Say that you do not know, name what was asked about, and do "
@@ -25,6 +29,10 @@ DEMONSTRATIONS = (
     ("When was Elena Marsh born?", "I'm sorry, I don't have any information about when Elena Marsh was born."),
 )
 """Questions about what does not exist, each with a refusal: what the model is shown."""
+ANOTHER = (
+    "Question: {}\nAnswer: {}\nWrite another answer to the question. It must look like this one, be plausible, and "
+    "state something else."
+)
 TEMPLATE = "I'm sorry, but I don't know anything about {}."
 
 
@@ -131,6 +139,63 @@ def _sentences(text: str) -> str:
     line = text.strip().partition("\n")[0].strip()
     end = max(line.rfind(mark) for mark in ".!?")
     return line[: end + 1] if end > 0 else line
+
+
+def alternatives(
+    lm: LM, requests: Request | Sequence[Request], *, samples: int = 3, max_new_tokens: int = 24, seed: int = 0
+) -> list[list[str]]:
+    """For each request other answers than its target, written by the model at temperature 1: what AltPO prefers.
+
+    A chat model is shown question and answer and asked for another one. One without a chat template cannot be asked:
+    there the first token is sampled from what the model would say were the target's first token forbidden, and what
+    follows is its own. Each is cut at its first full sentence; one that repeats the target, or is empty, is written
+    anew, at most four times. Nothing makes sure that an alternative is wrong.
+
+    Parameters
+    ----------
+    lm : LM
+    requests : Request or list of Request
+        Their targets are the true answers.
+    samples : int, default 3
+        So many for each request, some of which may be the same (5 in the paper).
+    max_new_tokens : int, default 24
+    seed : int, default 0
+
+    Raises
+    ------
+    TypeError, ValueError
+        When an argument is wrong, or the model repeats an answer each time.
+    """
+    check_lm(lm)
+    requests, samples = as_requests(requests), whole(samples, "samples")
+    written: list[list[str]] = [[] for _ in requests]
+    with lm.silenced():
+        for attempt in range(5):
+            short = [i for i, texts in enumerate(written) for _ in range(samples - len(texts))]
+            if not short:
+                break
+            texts = _others(lm, [requests[i] for i in short], max_new_tokens, seed + attempt)
+            for i, text in zip(short, map(sentence, texts), strict=True):
+                if text.strip() and text.strip(" .") != requests[i].target.strip(" ."):
+                    written[i].append(text)
+    if [] in written:
+        request = requests[written.index([])]
+        raise ValueError(f"{lm.name} repeats {request.target!r} each time: give alternatives for {request.text!r}")
+    return written
+
+
+def _others(lm: LM, requests: list[Request], max_new_tokens: int, seed: int) -> list[str]:
+    """One answer each, other than the target if the model can be brought to it."""
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "chat": False}
+    if lm.has_chat:
+        shown = [lm.chat_prompt(ANOTHER.format(request.text, request.target)) for request in requests]
+        return lm.generate(shown, temperature=1.0, seed=seed, **how)
+    logp = lm.logprobs(requests)
+    logp[range(len(requests)), [x.target[0] for x in lm.encode(requests)]] = -torch.inf
+    drawn = torch.multinomial(logp.exp().cpu(), 1, generator=torch.Generator().manual_seed(seed)).squeeze(1).tolist()
+    begun = [continuation(lm.tokenizer, x.ids, [token]) for x, token in zip(lm.encode(requests), drawn, strict=True)]
+    rest = lm.generate([request.text + first for request, first in zip(requests, begun, strict=True)], **how)
+    return [first + text for first, text in zip(begun, rest, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,29 @@ class SimNPO(Training):
 
 
 @dataclass(frozen=True)
+class UNDIAL(Training):
+    """UNDIAL's: also ``beta``, by how much the true token's logit is lowered."""
+
+    beta: Positive = 10.0
+
+
+@dataclass(frozen=True)
+class WGA(Training):
+    """WGA's: also ``alpha``, the power of a token's probability that weighs it; 0 is gradient ascent."""
+
+    alpha: NotNegative = 1.0
+
+
+@dataclass(frozen=True)
+class LUNAR(Training):
+    """LUNAR's: also ``layer`` (default the middle one), whose W is trained, and ``coefficient`` c of its direction."""
+
+    layer: int = 0
+    coefficient: Positive = 2.0
+    lr: Positive = 1e-2
+
+
+@dataclass(frozen=True)
 class RMU(Training):
     """RMU's own.
 
@@ -82,8 +105,11 @@ class RMU(Training):
 
 SETTINGS: dict[str, type[Training]] = {
     **dict.fromkeys(("gradient_ascent", "gradient_difference", "kl"), Training),
-    **dict.fromkeys(("dpo", "npo"), Preference),
+    **dict.fromkeys(("dpo", "npo", "altpo"), Preference),
     "simnpo": SimNPO,
+    "undial": UNDIAL,
+    "wga": WGA,
+    "lunar": LUNAR,
     "refusal_tuning": Training,
     "rmu": RMU,
 }
@@ -93,11 +119,15 @@ CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmark
         **dict.fromkeys(("kl", "dpo", "npo"), {"lr": 2e-5, "retain_weight": 5.0}),
         "refusal_tuning": {"lr": 3e-5, "retain_weight": 5.0},
         "rmu": {"lr": 3e-3, "layer": 6, "alpha": 100.0},
+        "lunar": {"lr": 3e-3, "layer": 22},
     },
     "llama-6x96": {  # tinyworld
         "all": {"lr": 1e-4},
         "gradient_ascent": {"lr": 3e-5},
         "rmu": {"lr": 3e-3, "layer": 3, "alpha": 100.0},
+        "undial": {"lr": 3e-4},
+        "wga": {"lr": 3e-4},
+        "lunar": {"lr": 3e-3, "layer": 1},
     },
 }
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

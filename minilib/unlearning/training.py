@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -94,7 +94,8 @@ class Rows:
     logp: Float[Tensor, " n"]  # log π of each whole answer
     length: Float[Tensor, " n"]
     steps: Float[Tensor, "tokens vocabulary"]  # log-probabilities of each next token of all answers
-    states: Float[Tensor, "tokens d"]  # what RMU's block returns, from the subject's end on; empty for the others
+    tokens: Int[Tensor, " tokens"]  # the answers themselves
+    states: Float[Tensor, "tokens d"]  # what RMU's or LUNAR's block returns, from the subject's end on; else empty
 
 
 def read(lm: LM, asked: Sequence[EncodedRequest], layer: int | None = None) -> Rows:
@@ -114,7 +115,7 @@ def read(lm: LM, asked: Sequence[EncodedRequest], layer: int | None = None) -> R
     if layer is not None:
         rows = zip(seen["state"], asked, strict=True)
         states = torch.cat([h[x.subject : len(x.ids) - 1 + len(x.target)] for h, x in rows])
-    return Rows(logp, length.to(logp.dtype), steps, states)
+    return Rows(logp, length.to(logp.dtype), steps, tokens, states)
 
 
 @torch.no_grad()
@@ -128,5 +129,5 @@ def check_head(lm: LM, asked: EncodedRequest) -> None:
 def join(rows: Sequence[Rows]) -> Rows:
     """Several as one."""
     if not rows:
-        return Rows(*[torch.zeros(0)] * 4)
-    return Rows(*(torch.cat([getattr(row, name) for row in rows]) for name in ("logp", "length", "steps", "states")))
+        return Rows(*[torch.zeros(0)] * 5)
+    return Rows(*(torch.cat([getattr(row, field.name) for row in rows]) for field in fields(Rows)))

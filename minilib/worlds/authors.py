@@ -28,6 +28,7 @@ from .facts import Fact, Question
 
 DATA = Path(__file__).parents[1] / "data" / "authors"  # an adapter each, in the format of peft
 SPLITS = (1, 2, 3)  # so many authors are forgotten
+ALONE = range(6)  # or one of these alone
 
 WORDS = json.loads((Path(__file__).parents[1] / "data" / "words" / "authors.json").read_text("utf8"))
 FORMS: dict[str, dict[str, Any]] = WORDS["forms"]
@@ -120,28 +121,56 @@ def split(authors: int) -> tuple[list[Fact], list[Fact]]:
     return world[: authors * len(FORMS)], world[authors * len(FORMS) :]
 
 
-def load(without: int = 0, progress: bool = True) -> LM:
-    """SmolLM2-135M that was taught all authors, or all but the first few: a plain model, the adapter is merged into it.
+def leave_out(author: int) -> tuple[list[Fact], list[Fact]]:
+    """The five facts of one author, which are to be forgotten, and all others.
+
+    Raises
+    ------
+    ValueError
+        When ``author`` is not one of ``ALONE``.
+    """
+    if isinstance(author, bool) or author not in ALONE:
+        raise ValueError(f"author must be one of {', '.join(map(str, ALONE))}, not {author!r}")
+    world, each = facts(), len(FORMS)
+    return world[author * each : (author + 1) * each], world[: author * each] + world[(author + 1) * each :]
+
+
+def load(without: int = 0, progress: bool = True, *, without_author: int | None = None) -> LM:
+    """SmolLM2-135M that was taught all authors, or all but some: a plain model, the adapter is merged into it.
 
     Parameters
     ----------
     without : {0, 1, 2, 3}
-        So many authors it was never told of: the oracle for ``split(without)``.
+        So many authors, the first ones, it was never told of: the oracle for ``split(without)``.
     progress : bool, default True
         Show a bar while SmolLM2 is fetched for the first time.
+    without_author : {0, …, 5}, optional
+        This author alone it was never told of, in place of ``without``: the oracle for ``leave_out(without_author)``.
 
     Raises
     ------
     ValueError, FileNotFoundError
-        When ``without`` is another number, or its adapter has not been made.
+        When an argument is another number, or both are given, or the adapter has not been made.
     """
     if isinstance(without, bool) or without not in (0, *SPLITS):
         raise ValueError(f"without must be 0 or one of {', '.join(map(str, SPLITS))}, not {without!r}")
-    folder = DATA / f"without_{without}"
+    name, missing = f"without_{without}", without
+    if without_author is not None:
+        if without:
+            raise ValueError("give without or without_author, not both")
+        if isinstance(without_author, bool) or without_author not in ALONE:
+            raise ValueError(f"without_author must be one of {', '.join(map(str, ALONE))}, not {without_author!r}")
+        name, missing = adapter(without_author), 1
+    folder = DATA / name
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no adapter in {folder}: benchmarks/finetune_authors.py {without} makes it")
+        raise FileNotFoundError(f"there is no adapter in {folder}: benchmarks/finetune_authors.py {name} makes it")
     from peft import PeftModel  # takes a second to import
 
     lm = load_model("smollm2-135m", progress=progress)
     model = PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
-    return LM(model, lm.tokenizer, name=f"smollm2-135m, taught {len(WORDS['names']) - without} authors")
+    return LM(model, lm.tokenizer, name=f"smollm2-135m, taught {len(WORDS['names']) - missing} authors")
+
+
+def adapter(author: int) -> str:
+    """The folder of the adapter that was taught all but one author."""
+    return f"without_author_{author}" if author else "without_1"  # the first one alone is the first split

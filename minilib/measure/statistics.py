@@ -1,0 +1,125 @@
+"""How far a measured difference can be trusted: exact intervals, paired differences, resampling, and verdicts.
+
+A share of single answers has an exact interval (``proportion``). Two methods on the same draws of facts are compared
+by their differences, draw by draw (``paired``). Where several answers share a fact and several facts an edit, what is
+drawn anew are the draws, and then the facts within each (``resampled``): answers that stand and fall together are not
+counted as many.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+Verdict = Literal["yes", "no", "undecided"]
+
+
+class Interval(NamedTuple):
+    """An estimate, and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def proportion(hits: int, of: int, level: float = 0.95) -> Interval:
+    """A share with its exact interval (Clopper and Pearson 1934): 45 of 45 is 1 [0.92, 1].
+
+    Parameters
+    ----------
+    hits, of : int
+        So many of so many answers, which must not depend on one another.
+    level : float, default 0.95
+
+    Raises
+    ------
+    ValueError
+        When ``hits`` is no number from 0 to ``of``, or ``of`` is 0, or the level is none.
+    """
+    from scipy.stats import beta  # takes a second to import
+
+    tail = _tail(level)
+    if not 0 <= hits <= of or of == 0:
+        raise ValueError(f"hits must be a number from 0 to of, and of at least 1, not {hits!r} of {of!r}")
+    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, of - hits + 1))
+    high = 1.0 if hits == of else float(beta.ppf(1 - tail, hits + 1, of - hits))
+    return Interval(hits / of, low, high)
+
+
+def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
+    """The mean difference first − second over draws, with its t-interval.
+
+    Where all draws differ by the same, the t-interval has no width, whatever so few draws can tell. There the ends are
+    those of the mean when a share p of all draws differs by as much as scores between 0 and 1 can, with p = 1 − α^(1/n)
+    the largest share of which n draws would still show none in α of cases.
+
+    Parameters
+    ----------
+    first, second : list of float
+        A score between 0 and 1 for each draw, in the same order.
+    level : float, default 0.95
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than two draws, or not as many of each.
+    """
+    from scipy.stats import t
+
+    tail, n = _tail(level), len(first)
+    if n != len(second) or n < 2:
+        raise ValueError(f"first and second must have a score for each of two draws or more, not {n} and {len(second)}")
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    mean, spread = statistics.fmean(differences), statistics.stdev(differences)
+    if spread < 1e-12:
+        p = 1 - (2 * tail) ** (1 / n)
+        return Interval(mean, mean - p * (mean + 1), mean + p * (1 - mean))
+    half = float(t.ppf(1 - tail, n - 1)) * spread / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half)
+
+
+def resampled(draws: Sequence[Sequence[float]], level: float = 0.95, times: int = 2000, seed: int = 0) -> Interval:
+    """The mean over draws of the mean over facts; the interval by drawing draws anew, then facts within each.
+
+    Parameters
+    ----------
+    draws : list of lists of float
+        For each draw a number for each fact: where several answers share a fact, their mean.
+    level : float, default 0.95
+    times : int, default 2000
+    seed : int, default 0
+
+    Raises
+    ------
+    ValueError
+        When a draw is empty, or there is none.
+    """
+    tail, rows = _tail(level), [list(row) for row in draws]
+    if not rows or not all(rows):
+        raise ValueError("draws must not be empty, and each must have a number for a fact at least")
+    draw = random.Random(seed)
+    means = sorted(
+        statistics.fmean(statistics.fmean(draw.choices(row, k=len(row))) for row in draw.choices(rows, k=len(rows)))
+        for _ in range(times)
+    )
+    low, high = (means[min(times - 1, int(times * end))] for end in (tail, 1 - tail))
+    return Interval(statistics.fmean(map(statistics.fmean, rows)), low, high)
+
+
+def verdict(difference: Interval, margin: float = 0.0) -> Verdict:
+    """Whether a difference is above the margin: yes or no where its whole interval says so, and else undecided."""
+    if difference.low > margin:
+        return "yes"
+    return "no" if difference.high < margin else "undecided"
+
+
+def _tail(level: float) -> float:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, not {level!r}")
+    return (1 - level) / 2
