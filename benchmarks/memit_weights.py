@@ -51,7 +51,7 @@ def main() -> None:
 
     def write(weight: float, where: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         for layer, K1, R in shares(lm, edited, z, where, ["{}"]):
-            D = R @ memit.spread(K1, covariance.factor(C[layer]), weight)
+            D = R @ memit.spread(K1, covariance.cholesky(C[layer]), weight)
             edits.add(lm, layer, D.float())
         return K1, R, D
 
