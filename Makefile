@@ -69,7 +69,7 @@ lock: $(READY)
 	@$(BIN)/python tools/lock.py
 
 clean:
-	rm -rf $(VENV) _build build book/_static/mathjax book/_static/live_data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) _build build book/_static/mathjax book/_static/live_data book/_static/real_data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find minilib tests tools notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 # The Python that .venv has, or else one that fits; install.py says what it does, and its log what pip says.
