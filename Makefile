@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 PAGES := $(VENV)/.pages
 READY := $(VENV)/.ready
 
-.PHONY: help book check test serve address notebooks assignments grade pdf bundle bench processors links lock clean
+.PHONY: help live book check test serve address notebooks assignments grade pdf bundle bench processors links lock clean
 
 help:
 	@echo "make book       build the site from the stored outputs into _build/html (runs nothing)"
+	@echo "make live       fetch the model that a page runs in the browser (93 MB, and npm's tokenizer), then make book"
 	@echo "make check      style, types and the fast tests: no real model, no browser"
 	@echo "make test       style, types, unit tests, every notebook, and the built site in a browser"
 	@echo "make serve      build the site and show it on http://localhost:8000 (PORT=... for another port)"
@@ -28,6 +29,10 @@ help:
 
 book: $(PAGES)
 	@$(BIN)/python tools/build_book.py
+
+live: $(PAGES)
+	@$(BIN)/python tools/real_model.py
+	@$(MAKE) --no-print-directory book
 
 check: $(READY)
 	@$(BIN)/python tools/run_tests.py --fast
