@@ -87,3 +87,9 @@ export function help(memory, kernel, thread) {
     Atomics.notify(control, DONE);
   }
 }
+
+/** A module worker from inside a blob: it has its maker's isolation, which GitHub Pages' answer for a file would lack. */
+export function startWorker(file, base) {
+  const source = `import ${JSON.stringify(new URL(file, base).href)};`;
+  return new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })), { type: "module" });
+}

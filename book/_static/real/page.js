@@ -1,5 +1,6 @@
 /* The page: what the reader does, and what the worker with the model says. Nothing starts before a button is pressed. */
 
+import { startWorker } from "./engine.js";
 import { asPrompt, questionsFor, subjectOf } from "./suggest.js";
 
 const root = document.getElementById("real"), $ = (name) => document.getElementById("real-" + name);
@@ -62,7 +63,7 @@ async function load() {
   const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 4) : 1;
   $("load").disabled = true;
   $("progress").hidden = false;
-  worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+  worker = startWorker("worker.js", import.meta.url);
   worker.onmessage = heard;
   worker.onerror = (event) => ($("status").textContent = `The model's worker could not start (${event.message || "unknown"}).`);
   try {

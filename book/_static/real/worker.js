@@ -2,7 +2,7 @@
  * before that what comes meanwhile, {id, news}. One thing is done at a time; "stop" ends it early. */
 
 import { answer, lens, softmax } from "./answers.js";
-import { Engine, FILE, makeMemory } from "./engine.js";
+import { Engine, FILE, makeMemory, startWorker } from "./engine.js";
 import { fetchWeights } from "./fetching.js";
 import { dot, Model } from "./model.js";
 import { findValue, solver, write } from "./rome.js";
@@ -138,7 +138,7 @@ async function inverse(layer) {
 }
 
 function helper(memory, module, thread) {
-  const worker = new Worker(new URL("helper.js", import.meta.url), { type: "module" });
+  const worker = startWorker("helper.js", import.meta.url);
   return new Promise((ready, failed) => {
     worker.onmessage = ready;
     worker.onerror = () => failed(new Error("a thread could not be started"));
