@@ -270,6 +270,7 @@ async function start() {
     $("load").disabled = false;
     if (sessionStorage.getItem(GO_ON)) load();
   } else $("status").textContent = problem || "This copy of the site was built without the model (`make live` fetches it). Stored edits are shown below.";
+  window.realModel = { call };
   root.dataset.ready = "true";
 }
 
