@@ -62,6 +62,7 @@ async function load() {
   sessionStorage.removeItem(GO_ON);
   const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 4) : 1;
   $("load").disabled = true;
+  delete root.dataset.failed;
   $("progress").hidden = false;
   worker = startWorker("worker.js", import.meta.url);
   worker.onmessage = heard;
@@ -81,6 +82,7 @@ async function load() {
     worker = undefined;
     $("status").textContent = `${error.message} What was fetched is kept: press the button to go on.`;
     $("load").disabled = false;
+    root.dataset.failed = "true";
   }
 }
 

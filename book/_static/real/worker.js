@@ -57,12 +57,13 @@ const actions = {
       { ids: about.ids, subject: about.last }, layer, settings, told);
     if (!found) return null; // stopped
     const made = write(layer, found, solve), { delta, v0, key, trace } = found;
-    const edit = { ...made, id: crypto.randomUUID(), key, prompt, subject, target, chat };
+    const value = v0.map((x, j) => x + delta[j]); // v*
+    const edit = { ...made, id: crypto.randomUUID(), key, value, prompt, subject, target, chat };
     model.edits.push(edit);
     const size = (x) => Math.sqrt(dot(x, x, 0, 0, x.length));
     return {
       id: edit.id, trace, size: size(edit.Lambda) * size(edit.u), weight: model.size(layer), layer,
-      key: size(key), before: size(v0), after: size(v0.map((x, j) => x + delta[j])), delta: size(delta),
+      key: size(key), before: size(v0), after: size(value), delta: size(delta),
     };
   },
 
