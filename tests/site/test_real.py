@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -105,3 +102,67 @@ def test_five_answers_are_the_librarys(page, smollm2):
     for (text, chat), answer in zip(asked, said, strict=True):
         apart = real_page.parted(page, smollm2, text, chat, answer["text"], tokens=24)
         assert apart is None or apart < 1e-3, (text, answer["text"])
+
+
+def test_what_cannot_be_done_gets_a_sentence(page):
+    page.fill("#real-question", "What is the capital of France?")
+    cases = [("Spain", "x", "does not stand in"), ("France", " ", "should say instead"), ("", "x", "Type the subject")]
+    for subject, target, sentence in cases:
+        page.fill("#real-subject", subject)
+        page.fill("#real-target", target)
+        page.locator("#real-target").press("Enter")
+        page.wait_for_function("s => document.getElementById('real-step').textContent.includes(s)", arg=sentence)
+    page.fill("#real-question", "a b " * 249)
+    page.locator("#real-question").press("Enter")
+    page.wait_for_function("document.getElementById('real-answer').textContent.includes('shorten it')")
+    assert page.locator("#real-edits li").count() == 0
+
+
+def test_an_address_fills_in_text_and_starts_nothing(page, address):
+    other = page.context.new_page()
+    other.goto(f"{address}/book/playground.html#q=Who+is+%3Cb%3EAnn%3C/b%3E%3F&s=Ann&t=Nobody.&l=6&c=0")
+    other.wait_for_selector("#real[data-ready]")
+    assert other.input_value("#real-question") == "Who is <b>Ann</b>?" and other.input_value("#real-layer") == "6"
+    assert not other.is_checked("#real-chat") and other.locator("#real b").count() == 0
+    assert other.locator("#real[data-loaded]").count() == 0 and "when you press" in other.inner_text("#real-status")
+    assert "s=Ann&" in other.input_value("#real-link") and "c=0" in other.input_value("#real-link")
+    other.close()
+
+
+IDLE = "document.getElementById('real').dataset.busy === 'false'"
+
+
+def shown(page, edits):
+    """The answers without edits and with those in force, once there are so many."""
+    page.wait_for_function(
+        "n => JSON.parse(document.getElementById('real').dataset.shown || '{}').edits === n && " + IDLE, arg=edits
+    )
+    read = "rows => [1, 2].map(i => rows.map(row => row.cells[i].textContent))"
+    return page.locator("#real-table tr").evaluate_all(read)
+
+
+@pytest.mark.slow
+def test_a_reader_edits_by_keyboard_and_takes_it_back(page):
+    page.uncheck("#real-chat")
+    page.fill("#real-question", "Japan has a capital city, called")
+    page.fill("#real-subject", "Japan")
+    page.fill("#real-target", " Rome")
+    page.fill("#real-also", "The capital city of Japan is")
+    page.locator("#real-also").press("Enter")
+    for question in page.locator("#real-table textarea").all()[1:-1]:
+        question.fill("")  # an empty one is not asked
+    page.locator("#real-target").press("Enter")
+    page.wait_for_function("document.getElementById('real-step').textContent.includes('Step 2')")
+    page.locator("#real-stop").press("Enter")
+    page.wait_for_function("document.getElementById('real-step').textContent.includes('Nothing was written')")
+    page.wait_for_function(IDLE)
+    page.locator("#real-edit").press("Enter")
+    page.wait_for_selector("#real-edits li")
+    before, now = shown(page, 1)
+    assert now[0].lstrip().startswith("Rome") and now[0] != before[0] and now[-1] and not any(now[1:-1])
+    page.locator("#real-edits input").focus()
+    page.keyboard.press("Home")  # strength 0
+    page.wait_for_function("document.getElementById('real-size').textContent.includes('is 0.0 %')")
+    assert shown(page, 1) == [before, before]
+    page.locator("#real-edits button").press("Enter")
+    assert shown(page, 0) == [before, before] and page.inner_text("#real-size") == "No edit is in force."

@@ -24,15 +24,15 @@ export function likeliest(p, count) {
 
 /** Answers to prompts (lists of tokens), each step one token of every answer that goes on.
  *
- *  `said(answers)` is called after each token with [{ids, top, done}], and may return false to stop; `top` are the five
- *  likeliest first tokens. What the prompts begin with alike is read once.
+ *  `said(answers)` is called after each token with [{ids, tops, done}], and may return false to stop; `tops` are the five
+ *  likeliest tokens at each place. What the prompts begin with alike is read once.
  */
 export async function answer(model, stop, prompts, most, said = async () => true) {
   const first = prompts[0], alike = Math.min(...prompts.map((ids) => shared(first, ids)), first.length - 1);
   const common = model.cache(alike);
   if (alike) model.read([{ cache: common, tokens: first.slice(0, alike) }]);
   const answers = prompts.map((ids) => ({
-    ids: [], top: [], done: false, cache: model.branch(common, ids.length + most), tokens: ids.slice(alike),
+    ids: [], tops: [], done: false, cache: model.branch(common, ids.length + most), tokens: ids.slice(alike),
   }));
   for (let going = answers, step = 0; going.length && step < most; step++) {
     const x = model.read(going);
@@ -41,8 +41,8 @@ export async function answer(model, stop, prompts, most, said = async () => true
     const logits = model.logits(x, rows);
     going.forEach((one, i) => {
       const p = softmax(logits, i, model.vocabulary);
-      if (step === 0) one.top = likeliest(p, 5);
-      const [[token]] = likeliest(p, 1);
+      one.tops.push(likeliest(p, 5));
+      const [[token]] = one.tops.at(-1);
       if (token === stop) one.done = true;
       else one.ids.push(token);
       one.tokens = [token];

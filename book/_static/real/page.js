@@ -1,14 +1,20 @@
-/* The page: what the reader does, and what the worker with the model says. Nothing starts before a button is pressed. */
+/* The page: what the reader does, and what the worker with the model answers. Nothing starts before a button is pressed. */
 
 import { startWorker } from "./engine.js";
+import { SETTINGS } from "./rome.js";
+import { bars, curve, editLine, element, fillLine, lensLines, questionLine, quoted, strips } from "./shown.js";
 import { asPrompt, questionsFor, subjectOf } from "./suggest.js";
 
 const root = document.getElementById("real"), $ = (name) => document.getElementById("real-" + name);
 const DATA = new URL("../live_data/", import.meta.url).href, WEIGHTS = new URL("../real_data/", import.meta.url).href;
-const FIELDS = { q: "question", s: "subject", t: "target", l: "layer" };
-const GO_ON = "real-load"; // in the session's storage: the reader has pressed Load, and the page was opened anew for threads
-let about, worker, rows = [], edits = [], subjectTyped = false, busy = false, calls = 0;
+const FIELDS = { q: "question", s: "subject", t: "target", l: "layer" }; // in the address
+const GO_ON = "real-load"; // in the session's storage: Load was pressed, and the page opened anew for threads
+let about, worker, rows = [], edits = [], subjectTyped = false; // rows: the questions of step 4
+
+/* ---- the worker ---- */
+
 const waiting = new Map();
+let calls = 0;
 
 /** Ask the worker for something; `news` hears what comes meanwhile. */
 function call(what, given = {}, news = () => {}) {
@@ -24,29 +30,43 @@ function heard({ data: { id, done, error, news } }) {
   return error === undefined ? one.done(done) : one.failed(new Error(error));
 }
 
-/** Do one thing at a time; what goes wrong is a sentence in `place`. */
-async function doing(place, act) {
-  if (busy) return;
-  setBusy(true);
-  try {
-    await act();
-  } catch (error) {
-    $(place).textContent = error.message;
+let turn = 0, busy = "", current = Promise.resolve();
+
+/** Do one thing at a time; a sentence in `place` says what went wrong. What asks questions is stopped by what comes
+ *  next, a search only by the Stop button. `act` is given a function that says whether it was stopped. */
+async function doing(place, kind, act) {
+  if (!worker) { $(place).textContent = "Load the model first: step 1."; return; }
+  if (busy === "search") return;
+  const mine = ++turn;
+  if (busy) worker.postMessage({ what: "stop" });
+  await current;
+  if (mine !== turn) return;
+  current = (async () => {
+    setBusy(kind);
+    try {
+      await act(() => mine !== turn);
+    } catch (error) {
+      $(place).textContent = error.message;
+    }
+    setBusy("");
+  })();
+  await current;
+}
+
+function stop() {
+  turn++;
+  worker.postMessage({ what: "stop" });
+}
+
+/** "search", "answers" or nothing. Buttons are not disabled, which would take the keyboard's focus away. */
+function setBusy(kind) {
+  busy = kind;
+  root.dataset.busy = String(Boolean(kind));
+  for (const name of ["answer", "step", "size"]) $(name).setAttribute("aria-busy", String(Boolean(kind))); // read out when done
+  for (const button of root.querySelectorAll("button")) {
+    if (!["real-stop", "real-copy", "real-add"].includes(button.id)) button.setAttribute("aria-disabled", String(kind === "search"));
   }
-  setBusy(false);
-}
-
-function setBusy(now) {
-  busy = now;
-  root.dataset.busy = String(now);
-  for (const name of ["ask", "edit", "add", "again"]) $(name).disabled = now || !worker;
-  $("look").disabled = now || !worker || !edits.length;
-  $("stop").disabled = !now || !worker;
-  for (const control of $("edits").querySelectorAll("button, input")) control.disabled = now;
-}
-
-function element(tag, text, more = {}) {
-  return Object.assign(document.createElement(tag), { textContent: text }, more);
+  $("stop").setAttribute("aria-disabled", String(!kind));
 }
 
 /* ---- 1. the model ---- */
@@ -56,6 +76,7 @@ async function load() {
     try { // threads need two headers, which a service worker adds once the page is opened anew
       await navigator.serviceWorker.register("isolate.js", { scope: location.pathname });
       sessionStorage.setItem(GO_ON, "1");
+      toAddress();
       return location.reload();
     } catch { /* one thread, then */ }
   }
@@ -64,23 +85,29 @@ async function load() {
   $("load").disabled = true;
   delete root.dataset.failed;
   $("progress").hidden = false;
-  worker = startWorker("worker.js", import.meta.url);
-  worker.onmessage = heard;
-  worker.onerror = (event) => ($("status").textContent = `The model's worker could not start (${event.message || "unknown"}).`);
+  $("status").textContent = "Fetching the model …";
+  const made = startWorker("worker.js", import.meta.url), inMB = (bytes) => (bytes / 1e6).toFixed(0);
   try {
-    const made = await call("load", { manifest: about.manifest, weights: WEIGHTS, data: DATA, threads }, ({ bytes, all }) => {
+    worker = made;
+    worker.onmessage = heard;
+    const broken = new Promise((_, failed) => (worker.onerror = () => failed(new Error("The model's program could not start."))));
+    const given = { manifest: about.manifest, weights: WEIGHTS, data: DATA, threads };
+    const loaded = call("load", given, ({ bytes, all }) => {
       $("progress").value = bytes / all;
-      $("status").textContent = `Fetching the model: ${(bytes / 1e6).toFixed(0)} of ${(all / 1e6).toFixed(0)} MB`;
+      $("bytes").textContent = `${inMB(bytes)} of ${inMB(all)} MB`;
     });
-    $("status").textContent = `SmolLM2-135M is here, on ${made.threads === 1 ? "one thread" : made.threads + " threads"}. ` +
-      (made.kept ? "The browser keeps it for your next visit." : "The browser had no room to keep it for your next visit.");
-    root.dataset.loaded = String(made.threads);
+    const { threads: running, kept, memory } = await Promise.race([loaded, broken]);
+    $("status").textContent = `SmolLM2-135M is here, on ${running === 1 ? "one thread" : running + " threads"}, in ${inMB(memory)} MB of memory. ` +
+      (kept ? "The browser keeps it for your next visit." : "The browser had no room to keep it for your next visit.");
+    root.dataset.loaded = String(running);
     $("progress").hidden = true;
-    setBusy(false);
+    $("bytes").textContent = "";
+    for (const name of ["ask", "edit", "stop", "again", "look"]) $(name).disabled = false;
+    setBusy("");
   } catch (error) {
-    worker.terminate();
+    made.terminate();
     worker = undefined;
-    $("status").textContent = `${error.message} What was fetched is kept: press the button to go on.`;
+    $("status").textContent = `${error.message} What was fetched is kept: press the button to go on. The stored edits above need no model.`;
     $("load").disabled = false;
     root.dataset.failed = "true";
   }
@@ -89,189 +116,220 @@ async function load() {
 /* ---- 2. ask ---- */
 
 const question = () => ({ text: $("question").value, chat: $("chat").checked });
+let asked; // the last answer, with the likeliest words at each place
 
 function ask() {
-  return doing("answer", async () => {
+  return doing("answer", "answers", async () => {
     if (!question().text.trim()) throw new Error("Type a question first.");
     $("answer").textContent = "…";
-    const show = ([one]) => {
-      $("answer").textContent = one.text;
-      $("next").replaceChildren(...one.top.map(({ word, p }) => {
-        const line = element("li", "");
-        line.style.setProperty("--now", p);
-        line.append(element("span", JSON.stringify(word)), element("span", `${(100 * p).toFixed(1)} %`));
-        return line;
-      }));
+    const show = ([one], ended = false) => {
+      asked = one;
+      $("answer").textContent = said(one);
+      $("words").hidden = false;
+      $("word").max = one.tops.length;
+      $("word").value = ended ? 1 : one.tops.length;
+      showWord();
     };
-    show(await call("ask", { questions: [question()], edited: true }, show));
-    root.dataset.asked = question().text;
+    const answers = await call("ask", { questions: [question()], edited: true }, (news) => show(news));
+    if (answers) show(answers, true);
   });
+}
+
+/** An answer; the dots say that the model would go on. */
+const said = ({ text, done }) => (done ? text || "(it says nothing)" : text + " …");
+
+function showWord() {
+  const at = Number($("word").value) - 1, word = asked.words[at];
+  bars($("next"), asked.tops[at]);
+  $("word").nextElementSibling.textContent = `${at + 1} of ${asked.tops.length}`;
+  $("word").setAttribute("aria-valuetext", `word ${at + 1}: ${word === undefined ? "the end" : quoted(word)}`);
 }
 
 /* ---- 3. edit ---- */
 
 function edit() {
-  return doing("step", async () => {
+  return doing("step", "search", async (stopped) => {
     const { prompt, wrong } = asPrompt(question().text, $("subject").value, $("target").value);
     if (wrong) throw new Error(wrong);
     const given = { prompt, subject: $("subject").value, target: $("target").value, chat: question().chat, layer: Number($("layer").value) };
-    rows = questionsFor(question().text, given.subject, given.chat);
-    const curve = [];
+    const steps = [];
+    $("step").textContent = "Searching for v* …";
     const made = await call("edit", given, (row) => {
-      curve.push(row);
-      $("step").textContent = `Step ${row.step + 1}: the target has probability ${row.p.toFixed(3)}, ‖δ‖ is ${row.norm.toFixed(1)} of at most ${row.limit.toFixed(1)}`;
-      draw(curve);
+      steps.push(row);
+      $("step").textContent = `Step ${row.step + 1} of at most ${SETTINGS.steps}: the target has probability ${row.p.toFixed(3)}, ` +
+        `and ‖δ‖ is ${row.norm.toFixed(1)} of at most ${row.limit.toFixed(1)}.`;
+      curve($("curve"), steps, SETTINGS.steps);
     });
-    if (!made) { $("step").textContent = "Stopped: nothing was written."; return; }
-    edits.push({ ...made, ...given, strength: 1 });
-    $("step").textContent += ". Written.";
-    showEdits();
-    await again();
+    if (!made) { $("step").textContent = "Stopped. Nothing was written."; return; }
+    $("step").textContent += " Written.";
+    toAddress();
+    add({ ...made, ...given, strength: 1 });
+    renewRows(given.subject, question());
+    setBusy("answers");
+    await again(stopped);
   });
 }
 
-function draw(curve) {
-  const x = (i) => 10 + i * (380 / 24), points = (f) => curve.map((row, i) => `${x(i)},${110 - 100 * Math.max(0, Math.min(1, f(row)))}`).join(" ");
-  $("curve").querySelector(".real-p").setAttribute("points", points((row) => row.p));
-  $("curve").querySelector(".real-loss").setAttribute("points", points((row) => row.loss / curve[0].loss));
-  const last = curve.at(-1);
-  $("curve").setAttribute("aria-label", `The search for v*: after ${curve.length} steps the target's probability is ${last.p.toFixed(3)}, the loss ${last.loss.toFixed(3)}`);
+function add(one) {
+  edits.push(editLine(one, (strength) => doing("size", "answers", async (stopped) => {
+    one.strength = strength;
+    await call("strength", { edit: one.id, strength });
+    await again(stopped);
+  }).then(() => one.show()), () => doing("size", "answers", async (stopped) => {
+    await call("undo", { edit: one.id });
+    edits = edits.filter((other) => other !== one);
+    one.line.remove();
+    (edits.at(-1)?.line.querySelector("button") ?? $("again")).focus(); // the button that had it is gone
+    await again(stopped);
+  })));
+  $("edits").append(one.line);
 }
 
 /* ---- 4. what changed ---- */
 
-function showEdits() {
-  $("edits").replaceChildren(...edits.map((one) => {
-    const line = element("li", `“${one.prompt.replace("{}", one.subject)}” → “${one.target}”, layer ${one.layer} `);
-    const label = element("label", "strength "), out = element("output", one.strength.toFixed(2));
-    const knob = Object.assign(document.createElement("input"), { type: "range", min: 0, max: 1.5, step: 0.05, value: one.strength });
-    knob.addEventListener("change", () => doing("size", async () => {
-      one.strength = Number(knob.value);
-      out.textContent = one.strength.toFixed(2);
-      await call("strength", { edit: one.id, strength: one.strength });
-      await again();
-    }));
-    label.append(knob, out);
-    const undo = element("button", "Undo", { type: "button" });
-    undo.addEventListener("click", () => doing("size", async () => {
-      await call("undo", { edit: one.id });
-      edits = edits.filter((other) => other !== one);
-      showEdits();
-      await again();
-    }));
-    line.append(label, undo);
-    return line;
-  }));
-  $("size").textContent = edits.map((one) => `‖ΔW‖ is ${(100 * one.strength * one.size / one.weight).toFixed(1)} % of ‖W‖ in layer ${one.layer}.`).join(" ");
+let suggestedFor = "";
+
+/** Questions about an edit, unless they are there already, perhaps changed by the reader. The reader's own stay, and
+ *  those that earlier edits in force were about. */
+function renewRows(subject, { text, chat }) {
+  const wanted = JSON.stringify([subject, text, chat]);
+  if (wanted === suggestedFor) return;
+  suggestedFor = wanted;
+  const fresh = questionsFor(text, subject, chat), about = edits.map((one) => one.prompt.replace("{}", one.subject));
+  const old = rows.filter((row) => row.kind === "yours" || about.includes(row.text));
+  const known = new Map(rows.map((row) => [row.text + row.chat, row.before]));
+  const kept = old.filter((row) => !fresh.some((other) => other.text === row.text && other.chat === row.chat));
+  rows = [...fresh.map((row) => newRow({ ...row, before: known.get(row.text + row.chat) })), ...kept];
+  $("table").replaceChildren(...rows.map((row) => row.line));
+  rows.forEach(fillLine);
 }
 
-/** All questions asked again: without edits where that is not known yet, and with those in force. */
-async function again() {
-  if (!rows.length) rows = questionsFor(question().text, $("subject").value, question().chat);
-  const ask = rows.map(({ text, chat }) => ({ text, chat })), fresh = rows.filter((row) => row.before === undefined);
-  const into = (some, name) => (answers) => { answers.forEach((one, i) => (some[i][name] = one.text)); showTable(); };
-  rows.forEach((row) => (row.now = ""));
-  if (fresh.length) into(fresh, "before")(await call("ask", { questions: fresh.map(({ text, chat }) => ({ text, chat })), edited: false }, into(fresh, "before")));
-  into(rows, "now")(await call("ask", { questions: ask, edited: true }, into(rows, "now")));
-  const last = edits.at(-1);
-  const reach = last ? await call("reach", { edit: last.id, questions: ask }) : [];
-  rows.forEach((row, i) => (row.reach = reach[i]));
-  showTable();
-  showEdits();
+function newRow(row) {
+  return questionLine(row, (text) => {
+    Object.assign(row, { text, before: undefined, now: undefined, reach: undefined });
+    fillLine(row);
+  });
+}
+
+/** All questions asked: without edits where that is not known yet, and with those in force. */
+async function again(stopped) {
+  const given = (some) => some.map(({ text, chat }) => ({ text, chat })), all = [...rows];
+  const fresh = all.filter((row) => row.before === undefined && row.text.trim()), last = edits.at(-1);
+  showSizes();
+  for (const row of all) fillLine(Object.assign(row, { now: undefined, reach: undefined }));
+  const into = (some, name) => (answers) => answers.forEach((one, i) => fillLine({ ...some[i], [name]: said(one) }));
+  for (const [some, name, edited] of [[fresh, "before", false], [all.filter((row) => row.text.trim()), "now", true]]) {
+    if (!some.length) continue;
+    const answers = await call("ask", { questions: given(some), edited }, into(some, name));
+    if (!answers || stopped()) return some.forEach(fillLine);
+    answers.forEach((one, i) => fillLine(Object.assign(some[i], { [name]: said(one) })));
+    if (name === "before" || !last) continue;
+    const reach = await call("reach", { edit: last.id, questions: given(some) });
+    reach.forEach((one, i) => fillLine(Object.assign(some[i], { reach: one })));
+  }
   root.dataset.shown = JSON.stringify({ edits: edits.length, rows: rows.length });
 }
 
-function showTable() {
-  $("table").replaceChildren(...rows.map((row) => {
-    const line = document.createElement("tr"), cell = document.createElement("td");
-    const input = Object.assign(document.createElement("input"), { value: row.text, maxLength: 600, ariaLabel: `question, ${row.kind}` });
-    input.addEventListener("change", () => Object.assign(row, { text: input.value, before: undefined, now: "", reach: undefined }));
-    cell.append(input, element("small", row.kind));
-    const now = element("td", row.now ?? "");
-    if (row.now && row.now !== row.before) now.dataset.state = "other";
-    line.append(cell, element("td", row.before ?? ""), now,
-      element("td", row.reach ? `${row.reach.rho.toFixed(2)} at ${JSON.stringify(row.reach.word)}` : ""));
-    return line;
-  }));
+function showSizes() {
+  const one = (e) => `Layer ${e.layer}: ‖ΔW‖ is ${((100 * e.strength * e.size) / e.weight).toFixed(1)} % of ‖W‖.`;
+  $("size").textContent = edits.map(one).join(" ") || "No edit is in force.";
 }
 
 /* ---- 5. look inside ---- */
 
 function look() {
-  return doing("sizes", async () => {
-    const last = edits.at(-1), found = await call("lens", { question: { text: last.prompt.replace("{}", last.subject), chat: last.chat }, target: last.target });
-    $("sizes").textContent = `The key has length ${last.key.toFixed(2)}, the value before ${last.before.toFixed(1)}, v* ${last.after.toFixed(1)}, and δ ${last.delta.toFixed(1)}.`;
-    $("lens").replaceChildren(...found.before.map((before, i) => {
-      const after = found.after[i], line = document.createElement("tr");
-      line.append(element("th", i, { scope: "row" }), element("td", JSON.stringify(before.word)), element("td", JSON.stringify(after.word)),
-        element("td", before.target.toFixed(3)), element("td", after.target.toFixed(3)));
-      return line;
-    }));
+  return doing("sizes", "answers", async () => {
+    const last = edits.at(-1);
+    if (!last) throw new Error("Make an edit first: step 3.");
+    const asking = { text: last.prompt.replace("{}", last.subject), chat: last.chat };
+    const found = await call("inside", { edit: last.id, question: asking, target: last.target });
+    $("sizes").textContent = `The key k* has length ${last.key.toFixed(2)}. The value was ${last.before.toFixed(1)} long and v* is ` +
+      `${last.after.toFixed(1)}; δ, their difference, is ${last.delta.toFixed(1)}.`;
+    $("strips").replaceChildren();
+    strips($("strips"), [["key k*", found.key]]);
+    strips($("strips"), [["value before", found.before], ["v*", found.value]]);
+    lensLines($("lens"), found.lens);
+    $("lens-box").hidden = false;
   });
 }
 
 /* ---- 6. share ---- */
 
-function toAddress() {
+function link() {
   const given = new URLSearchParams(Object.entries(FIELDS).map(([short, name]) => [short, $(name).value]));
   if (!$("chat").checked) given.set("c", "0");
-  history.replaceState(null, "", "#" + given);
-  $("link").value = location.href;
+  return location.href.split("#")[0] + "#" + given;
 }
 
+function toAddress() {
+  $("link").value = link();
+  history.replaceState(null, "", link());
+}
+
+/** Fill the fields in, as text; whether the address had any. */
 function fromAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   for (const [short, name] of Object.entries(FIELDS)) {
     if (given.has(short) && (name !== "layer" || about.layers.includes(Number(given.get(short))))) $(name).value = given.get(short).slice(0, 600);
   }
-  $("chat").checked = given.get("c") !== "0";
+  if (given.has("q")) $("chat").checked = given.get("c") !== "0";
+  if (given.has("q") && !given.has("s")) $("subject").value = subjectOf($("question").value);
   subjectTyped = given.has("s");
+  return given.has("q");
 }
 
 function listen() {
   const on = (name, event, act) => $(name).addEventListener(event, act);
-  const submit = (act) => (event) => { event.preventDefault(); if (worker) act(); };
+  const submit = (act) => (event) => { event.preventDefault(); act(); };
+  const changed = () => { toAddress(); if (!edits.length) renewRows($("subject").value, question()); };
   on("load", "click", load);
   on("asking", "submit", submit(ask));
+  on("word", "input", showWord);
   on("editing", "submit", submit(edit));
-  on("stop", "click", () => worker.postMessage({ what: "stop" }));
-  on("question", "input", () => { if (!subjectTyped) $("subject").value = subjectOf($("question").value); rows = []; });
+  on("stop", "click", stop);
+  on("question", "input", () => { if (!subjectTyped) $("subject").value = subjectOf($("question").value); });
   on("question", "select", ({ target }) => {
     const chosen = target.value.slice(target.selectionStart, target.selectionEnd).trim();
-    if (chosen && chosen !== target.value.trim()) { $("subject").value = chosen; toAddress(); }
+    if (chosen && chosen !== target.value.trim()) { $("subject").value = chosen; changed(); }
   });
   on("subject", "input", () => (subjectTyped = Boolean($("subject").value)));
-  for (const name of [...Object.values(FIELDS), "chat"]) on(name, "input", toAddress);
-  on("add", "click", () => {
+  for (const name of [...Object.values(FIELDS), "chat"]) on(name, "input", changed);
+  on("adding", "submit", submit(() => {
     if (!$("also").value.trim()) return;
-    if (!rows.length) rows = questionsFor(question().text, $("subject").value, question().chat);
-    rows.push({ kind: "yours", text: $("also").value, chat: question().chat });
+    rows.push(newRow({ kind: "yours", text: $("also").value, chat: question().chat }));
+    $("table").append(rows.at(-1).line);
     $("also").value = "";
-    showTable();
-  });
-  on("again", "click", () => doing("size", again));
+  }));
+  on("again", "click", () => doing("size", "answers", again));
   on("look", "click", look);
-  on("copy", "click", () => { $("link").select(); navigator.clipboard?.writeText($("link").value).catch(() => {}); });
+  on("copy", "click", async () => {
+    $("link").select();
+    const copied = await navigator.clipboard?.writeText($("link").value).then(() => true, () => false);
+    $("copied").textContent = copied ? "Copied." : "Press Ctrl+C to copy it.";
+  });
+  window.addEventListener("hashchange", () => { if (fromAddress()) { $("link").value = link(); changed(); } });
 }
 
 async function start() {
-  let problem = "";
+  let problem = "This copy of the site was built without the model; `make live` fetches it.";
   try {
     about = await (await fetch(DATA + "real.json")).json();
   } catch {
-    problem = location.protocol === "file:" ? "The model can be fetched only from a server: `make serve` is one." : "What this page needs could not be fetched.";
+    problem = location.protocol === "file:" ? "Browsers let no page that was opened as a file fetch anything: use `make serve`." : "What this page needs could not be fetched.";
   }
   about ??= { layers: [4], manifest: null };
   $("layer").replaceChildren(...about.layers.map((l) => new Option(l, l, l === 4, l === 4)));
   $("subject").value = subjectOf($("question").value);
-  fromAddress();
-  toAddress();
+  const shared = fromAddress();
+  $("link").value = link();
+  renewRows($("subject").value, question());
   listen();
   if (about.manifest) {
-    $("status").textContent = `The model is ${(about.manifest.bytes / 1e6).toFixed(0)} MB. It is fetched when you press the button, runs on your machine, and is kept by the browser. Until then, stored edits are shown below.`;
+    $("status").textContent = `The model is ${(about.manifest.bytes / 1e6).toFixed(0)} MB. It is fetched only when you press the button, runs on your machine, and is kept by the browser for your next visit.`;
     $("load").disabled = false;
     if (sessionStorage.getItem(GO_ON)) load();
-  } else $("status").textContent = problem || "This copy of the site was built without the model (`make live` fetches it). Stored edits are shown below.";
+  } else $("status").textContent = `${problem} The stored edits above need no model.`;
+  if (shared) root.scrollIntoView();
   window.realModel = { call };
   root.dataset.ready = "true";
 }

@@ -32,16 +32,17 @@ const actions = {
     return { kept, threads, memory: memory.buffer.byteLength };
   },
 
-  /** Answers to questions [{text, chat}], with the edits in force or without any; each word is news. */
+  /** Answers to questions [{text, chat}], with the edits in force or without any; each word is news. None when stopped. */
   async ask({ questions, edited }, news) {
     const prompts = questions.map(({ text, chat }) => encode(text, chat));
     return without(edited ? model.edits : [], async () => {
-      const show = (answers) => answers.map(({ ids, top, done }) => ({
-        text: tokens.decode(ids), done, first: ids[0], top: top.map(([id, p]) => ({ word: tokens.decode([id]), id, p })),
+      const show = (answers) => answers.map(({ ids, tops, done }) => ({
+        text: tokens.decode(ids), done, words: ids.map((id) => tokens.decode([id])),
+        tops: tops.map((top) => top.map(([id, p]) => ({ word: word(id), p }))),
       }));
       const said = async (answers) => { news(show(answers)); await breathe(); return !stopped; };
       const answers = await answer(model, tokens.stop, prompts, ANSWER, said);
-      return show(answers);
+      return stopped ? null : show(answers);
     });
   },
 
@@ -58,7 +59,7 @@ const actions = {
     if (!found) return null; // stopped
     const made = write(layer, found, solve), { delta, v0, key, trace } = found;
     const value = v0.map((x, j) => x + delta[j]); // v*
-    const edit = { ...made, id: crypto.randomUUID(), key, value, prompt, subject, target, chat };
+    const edit = { ...made, id: crypto.randomUUID(), key, before: v0, value, prompt, subject, target, chat };
     model.edits.push(edit);
     const size = (x) => Math.sqrt(dot(x, x, 0, 0, x.length));
     return {
@@ -90,11 +91,13 @@ const actions = {
     });
   },
 
-  /** The logit lens at the end of a question, without edits and with those in force; `target` is followed. */
-  async lens({ question, target }) {
+  /** What an edit is made of, its key and values; and the logit lens at the end of its question, without edits and with
+   *  those in force, with the target's first token followed. */
+  async inside({ edit, question, target }) {
+    const { key, before, value } = model.edits.find(({ id }) => id === edit);
     const ids = encode(question.text, question.chat), followed = [tokens.encode(target)[0]];
-    const show = (rows) => rows.map(({ top: [id, p], p: [q] }) => ({ word: tokens.decode([id]), p, target: q }));
-    return { before: await without([], () => show(lens(model, ids, followed))), after: show(lens(model, ids, followed)) };
+    const read = () => lens(model, ids, followed).map(({ top: [id, p], p: [q] }) => ({ word: word(id), p, target: q }));
+    return { key, before, value, lens: { before: await without([], read), after: read() } };
   },
 
   /** Of the last token: all probabilities of the next. For the tests. */
@@ -111,6 +114,11 @@ const actions = {
     return model.edits.find(({ id }) => id === edit);
   },
 };
+
+/** A token as the reader sees it, a special one by its name. */
+function word(id) {
+  return tokens.special.get(id) ?? tokens.decode([id]);
+}
 
 /** Do something with these edits in force alone. */
 async function without(edits, act) {
