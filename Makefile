@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 PAGES := $(VENV)/.pages
 READY := $(VENV)/.ready
 
-.PHONY: help live book check test serve address notebooks assignments grade pdf bundle bench processors links lock clean
+.PHONY: help live live-test book check test serve address notebooks assignments grade pdf bundle bench processors links lock clean
 
 help:
 	@echo "make book       build the site from the stored outputs into _build/html (runs nothing)"
 	@echo "make live       fetch the model that a page runs in the browser (93 MB, and npm's tokenizer), then make book"
+	@echo "make live-test  compare that page with the library: ten edits, fifty answers, time, memory (half an hour)"
 	@echo "make check      style, types and the fast tests: no real model, no browser"
 	@echo "make test       style, types, unit tests, every notebook, and the built site in a browser"
 	@echo "make serve      build the site and show it on http://localhost:8000 (PORT=... for another port)"
@@ -33,6 +34,9 @@ book: $(PAGES)
 live: $(PAGES)
 	@$(BIN)/python tools/real_model.py
 	@$(MAKE) --no-print-directory book
+
+live-test: $(READY) live
+	@$(BIN)/python benchmarks/real_page.py
 
 check: $(READY)
 	@$(BIN)/python tools/run_tests.py --fast

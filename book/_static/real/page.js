@@ -75,6 +75,7 @@ async function load() {
   if (!self.crossOriginIsolated && navigator.serviceWorker && !sessionStorage.getItem(GO_ON)) {
     try { // threads need two headers, which a service worker adds once the page is opened anew
       await navigator.serviceWorker.register("isolate.js", { scope: location.pathname });
+      await Promise.race([navigator.serviceWorker.ready, new Promise((done) => setTimeout(done, 5000))]); // else it isolates nothing yet
       sessionStorage.setItem(GO_ON, "1");
       toAddress();
       return location.reload();
