@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from browse import Quiet, served
-from built import SITE
+from built import ROOT, SITE
 
 from minilib import Request
 
@@ -126,6 +126,8 @@ def test_an_address_fills_in_text_and_starts_nothing(page, address):
     assert not other.is_checked("#real-chat") and other.locator("#real b").count() == 0
     assert other.locator("#real[data-loaded]").count() == 0 and "when you press" in other.inner_text("#real-status")
     assert "s=Ann&" in other.input_value("#real-link") and "c=0" in other.input_value("#real-link")
+    other.locator("#real-question").press("Enter")
+    assert "Load the model first" in other.inner_text("#real-answer")
     other.close()
 
 
@@ -166,3 +168,9 @@ def test_a_reader_edits_by_keyboard_and_takes_it_back(page):
     assert shown(page, 1) == [before, before]
     page.locator("#real-edits button").press("Enter")
     assert shown(page, 0) == [before, before] and page.inner_text("#real-size") == "No edit is in force."
+
+
+def test_the_stored_factors_are_those_of_this_model(smollm2):
+    about = json.loads((ROOT / "book" / "real_model" / "about.json").read_text("utf8"))
+    assert about["model"] == smollm2.fingerprint
+    assert max(error["1 - cosine"] for error in about["errors"].values()) < 1e-4

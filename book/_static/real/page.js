@@ -103,12 +103,13 @@ async function load() {
     root.dataset.loaded = String(running);
     $("progress").hidden = true;
     $("bytes").textContent = "";
-    for (const name of ["ask", "edit", "stop", "again", "look"]) $(name).disabled = false;
+    $("stop").disabled = false;
     setBusy("");
   } catch (error) {
     made.terminate();
     worker = undefined;
-    $("status").textContent = `${error.message} What was fetched is kept: press the button to go on. The stored edits above need no model.`;
+    $("status").textContent = `${error.message} ` + ($("progress").value ? "What was fetched is kept: press the button to go on. " : "") +
+      "The stored edits above need no model.";
     $("load").disabled = false;
     root.dataset.failed = "true";
   }
@@ -275,7 +276,7 @@ function fromAddress() {
   }
   if (given.has("q")) $("chat").checked = given.get("c") !== "0";
   if (given.has("q") && !given.has("s")) $("subject").value = subjectOf($("question").value);
-  subjectTyped = given.has("s");
+  subjectTyped = given.has("s") && given.get("s") !== subjectOf($("question").value);
   return given.has("q");
 }
 

@@ -74,24 +74,25 @@ export function editLine(edit, scale, undo) {
 export function strips(place, vectors) {
   const most = Math.max(...vectors.flatMap(([, numbers]) => [...numbers].map(Math.abs)));
   place.append(...vectors.map(([name, numbers]) => {
-    const figure = document.createElement("figure"), n = numbers.length;
+    const figure = element("div", "", { className: "real-strip" }), n = numbers.length;
     const largest = [...numbers.keys()].sort((a, b) => Math.abs(numbers[b]) - Math.abs(numbers[a]))[0];
     const told = `${n.toLocaleString("en")} numbers, the largest ${numbers[largest].toFixed(1)}, at place ${largest}`;
     const path = Array.from(numbers, (x, i) => `M${i} 30V${(30 - (28 * x) / most).toFixed(2)}`).join("");
     figure.innerHTML = `<svg viewBox="0 0 ${n} 60" preserveAspectRatio="none" role="img"><path d="${path}"/></svg>`; // numbers alone
     figure.firstChild.setAttribute("aria-label", `${name}: ${told}`);
-    figure.append(element("figcaption", `${name} (${told})`));
+    figure.append(element("p", `${name} (${told})`));
     return figure;
   }));
 }
 
-/** The logit lens: of each layer the likeliest word and the target's probability, before and after. */
+/** The logit lens, the last layer first: the likeliest word and the target's probability, before and after. */
 export function lensLines(body, { before, after }) {
-  body.replaceChildren(...before.map((was, i) => {
+  const lines = before.map((was, i) => {
     const line = document.createElement("tr"), now = after[i], word = element("td", quoted(now.word));
     if (now.word !== was.word) word.dataset.state = "other";
     const percent = (p) => element("td", `${(100 * p).toFixed(1)} %`);
     line.append(element("th", i, { scope: "row" }), element("td", quoted(was.word)), word, percent(was.target), percent(now.target));
     return line;
-  }));
+  });
+  body.replaceChildren(...lines.reverse());
 }

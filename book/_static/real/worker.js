@@ -164,7 +164,7 @@ self.onmessage = ({ data: { id, what, ...given } }) => {
       self.postMessage({ id, done: await actions[what](given, (news) => self.postMessage({ id, news })) });
     } catch (error) {
       const small = error instanceof RangeError;
-      self.postMessage({ id, error: small ? "This device lacks the memory that the model needs (about 250 MB)." : error.message });
+      self.postMessage({ id, error: small ? "This device lacks the memory that the model needs (about 500 MB)." : error.message });
     }
   });
 };
