@@ -153,7 +153,9 @@ function edit() {
   return doing("step", "search", async (stopped) => {
     const { prompt, wrong } = asPrompt(question().text, $("subject").value, $("target").value);
     if (wrong) throw new Error(wrong);
-    const given = { prompt, subject: $("subject").value, target: $("target").value, chat: question().chat, layer: Number($("layer").value) };
+    const { chat } = question(), given = { prompt, subject: $("subject").value, chat, layer: Number($("layer").value) };
+    const apart = !chat && /^[\p{L}\p{N}]/u.test($("target").value) && /\S$/.test(question().text) ? " " : ""; // before a word that goes on
+    given.target = apart + $("target").value;
     const steps = [];
     $("step").textContent = "Searching for v* …";
     const made = await call("edit", given, (row) => {
