@@ -1,8 +1,7 @@
 """The page with the real model against the library: equalities, undo, a full cache, two tabs, time and memory.
 
-Run: make live-test (half an hour on two busy cores; it needs Chromium, the site, and the parts that `make live` fetches).
-Writes ``book/real_model/checked.json`` and the table that the page shows, ``checked.md``. Fails where a bound isn't
-met.
+Run: make live-test (half an hour on two busy cores; it needs Chromium, the site, and what `make live` fetches). Writes
+``book/real_model/checked.json`` and the table that the page shows, ``checked.md``. Fails where a bound isn't met.
 """
 
 import json
