@@ -180,9 +180,9 @@ between the two ({found["provenance"]["made"]}):
 | direction of $\\Delta W$ ($1 - \\cos$), and its norm | {worst["ΔW: 1 - cosine"]}, {worst["ΔW: norm"]} |
 
 Undo gave back the model of before, to the bit, in {exact} of {len(edits)} edits. The greedy answers
-to {said["equal"]} of {said["questions"]} questions were the same{end}. After {many["edits"]} edits
-that were taken back, the page's process held {many["MB"][-1]:.0f} MB of memory; after the first five it held
-{many["MB"][4]:.0f} MB.
+to {said["equal"]} of {said["questions"]} questions were the same{end}. During {many["edits"]} edits, each of which was
+taken back, the page's process held between {min(many["MB"]):.0f} and {max(many["MB"]):.0f} MB of memory, and at the end
+{many["MB"][-1]:.0f} MB.
 
 This was headless Chromium on a machine with two cores that other programs used too, so the times are rough.
 
