@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 PAGES := $(VENV)/.pages
 READY := $(VENV)/.ready
 
-.PHONY: help book check test serve address notebooks assignments grade pdf bundle bench processors links lock clean
+.PHONY: help live live-test book check test serve address notebooks assignments grade pdf bundle bench processors links lock clean
 
 help:
 	@echo "make book       build the site from the stored outputs into _build/html (runs nothing)"
+	@echo "make live       fetch the model that a page runs in the browser (93 MB, and npm's tokenizer), then make book"
+	@echo "make live-test  compare that page with the library: ten edits, fifty answers, time, memory (half an hour)"
 	@echo "make check      style, types and the fast tests: no real model, no browser"
 	@echo "make test       style, types, unit tests, every notebook, and the built site in a browser"
 	@echo "make serve      build the site and show it on http://localhost:8000 (PORT=... for another port)"
@@ -28,6 +30,13 @@ help:
 
 book: $(PAGES)
 	@$(BIN)/python tools/build_book.py
+
+live: $(PAGES)
+	@$(BIN)/python tools/real_model.py
+	@$(MAKE) --no-print-directory book
+
+live-test: $(READY) live
+	@$(BIN)/python benchmarks/real_page.py
 
 check: $(READY)
 	@$(BIN)/python tools/run_tests.py --fast
@@ -69,7 +78,7 @@ lock: $(READY)
 	@$(BIN)/python tools/lock.py
 
 clean:
-	rm -rf $(VENV) _build build book/_static/mathjax book/_static/live_data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) _build build book/_static/mathjax book/_static/live_data book/_static/real_data .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find minilib tests tools notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 # The Python that .venv has, or else one that fits; install.py says what it does, and its log what pip says.

@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +22,9 @@ BROWSERS = (
 ARGUMENTS = ["--no-sandbox", "--disable-background-networking"]
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves files and prints nothing."""
+
     def log_message(self, *args: object) -> None:
         pass
 
@@ -32,9 +34,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def served(folder: Path, port: int = 0) -> Iterator[str]:
+def served(folder: Path, port: int = 0, handler: Callable[..., Quiet] = Quiet) -> Iterator[str]:
     """The address of a folder that is served as long as the block lasts; port 0 is any that is free."""
-    server = _Server(("localhost", port), partial(_Quiet, directory=str(folder)))
+    server = _Server(("localhost", port), partial(handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://localhost:{server.server_address[1]}"

@@ -51,6 +51,8 @@ def build(strict: bool = False, builder: str = "html") -> int:
         return 1
     if builder == "linkcheck":
         return int(bool(warnings))
+    if (SITE / "book").is_dir():  # a service worker has power over pages beside it only
+        shutil.copy(ROOT / "book" / "_static" / "real" / "isolate.js", SITE / "book")
     stale = report_stale(left_out)
     with stage("slides"):
         slides.build(SITE)
@@ -93,7 +95,7 @@ def unreadable() -> dict[str, str]:
 def styles_changed() -> bool:
     """Whether a style sheet or script is another than the site's, which Sphinx doesn't notice."""
     source, built = ROOT / "book" / "_static", SITE / "_static"
-    files = [*source.glob("*.css"), *source.glob("*.js"), *source.glob("live/*")]
+    files = [*source.glob("*.css"), *source.glob("*.js"), *source.glob("live/*"), *source.glob("real/*")]
     return built.exists() and any(
         not (copy := built / file.relative_to(source)).exists() or file.read_bytes() != copy.read_bytes()
         for file in files

@@ -10,6 +10,7 @@ from array import array
 from pathlib import Path
 from typing import Any
 
+import real_model
 import wasmtime
 from common import ROOT
 
@@ -18,6 +19,7 @@ SOURCE = ROOT / "book" / "_static" / "live"
 TARGET = ROOT / "book" / "_static" / "live_data"
 WEIGHTS = ROOT / "minilib" / "data" / "tinyworld" / "model.safetensors"
 PLAYGROUND = ROOT / "minilib" / "data" / "results" / "playground.json"
+REAL = ROOT / "book" / "real_model"  # the inverse factors of the real model's C, by layer
 COLUMNS = 8  # of the kernel: what it multiplies by has a multiple of them
 
 
@@ -87,6 +89,20 @@ def build() -> None:
     (TARGET / "matmul.wasm").write_bytes(wasmtime.wat2wasm((SOURCE / "matmul.wat").read_text()))
     for file in (*STORED.glob("*.bin"), PLAYGROUND):
         shutil.copy(file, TARGET)
+    build_real()
+
+
+def build_real() -> None:
+    """The real model's kernel, its factors, and what the page must know before it fetches anything."""
+    source = (ROOT / "book" / "_static" / "real" / "kernel.wat").read_text("utf8")
+    for name, memory in (("real_kernel", "1"), ("real_kernel_shared", "1 8192 shared")):
+        (TARGET / f"{name}.wasm").write_bytes(wasmtime.wat2wasm(source.replace("MEMORY", memory)))
+    layers = []
+    for file in REAL.glob("factor*.bin"):
+        shutil.copy(file, TARGET / f"real_{file.name}")
+        layers.append(int(file.stem.removeprefix("factor")))
+    about = {"layers": sorted(layers), "manifest": real_model.there()}  # none: `make live` was not run
+    (TARGET / "real.json").write_text(json.dumps(about), encoding="utf8")
 
 
 if __name__ == "__main__":

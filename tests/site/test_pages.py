@@ -317,6 +317,8 @@ def test_links_inside_the_site_resolve(page_path):
         target = SITE / unquote(path).lstrip("/")
         if not target.is_file():
             broken.append(link["href"])
+        elif "=" in fragment:  # what a page is set to, not a place in it
+            continue
         elif fragment and target.suffix == ".html" and unquote(fragment) not in anchors(unquote(path).lstrip("/")):
             broken.append(link["href"])
     assert not broken, f"links that lead nowhere: {broken}"
