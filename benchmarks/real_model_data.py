@@ -30,7 +30,7 @@ Parts = tuple[Float[Tensor, " d_k"], Float[Tensor, " d_k"], Int8[Tensor, "d_k d_
 
 def factor(C: Float[Tensor, "d_k d_k"]) -> Parts:
     """M's diagonal, the rows' scales, and in their units what stands left of the diagonal."""
-    L = covariance.factor(C)
+    L = covariance.cholesky(C)
     M = torch.linalg.solve_triangular(L, torch.eye(len(L), dtype=L.dtype), upper=False)
     left = M.tril(-1)
     scale = left.abs().amax(1).clamp(min=1e-30) / 127
@@ -48,7 +48,7 @@ def errors(C: Float[Tensor, "d_k d_k"], parts: Parts, k: Float[Tensor, "facts d_
     """The largest error at some keys, of the direction of u = C⁻¹k and of the size of the change."""
     diagonal, scale, left = (x.double() for x in parts)
     M = diagonal.diag() + scale[:, None] * left
-    exact = torch.cholesky_solve(k.double().T, covariance.factor(C)).T
+    exact = torch.cholesky_solve(k.double().T, covariance.cholesky(C)).T
     u = k.double() @ M.T @ M
     size = [(x.norm(dim=1) / (x * k).sum(1)) for x in (u, exact)]
     cosine = torch.cosine_similarity(u, exact, dim=1)
