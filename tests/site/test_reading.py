@@ -141,6 +141,14 @@ def test_the_times_of_the_chapters_are_those_of_their_texts():
     assert "\n".join(reading_times.rows()) in table, "run tools/reading_times.py"
 
 
+def test_the_plans_for_teachers_add_up():
+    """Chapters and exercises have the table's times; a class has 120 minutes."""
+    plans = reading_times.PLANS.read_text("utf8")
+    assert reading_times.plans(plans) == plans, "run tools/reading_times.py"
+    weeks = reading_times.WEEK.findall(plans)
+    assert len(weeks) == 24 and all(reading_times.total(row.split("|")[3]) == 120 for row in weeks)
+
+
 @pytest.mark.parametrize("lecture", sorted(path.stem for path in (ROOT / "slides").glob("*.md")))
 def test_slides_have_their_pictures_and_are_gone_through_by_keyboard(page, address, lecture):
     failed = []
