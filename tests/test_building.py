@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 import fresh  # noqa: E402
 import run_notebooks  # noqa: E402
+import same_values  # noqa: E402
 
 CELLS = ["%pip install the-book", "from minilib import stored\nrows = stored.load('speed')", "# a remark\nlen(rows)"]
 
@@ -197,3 +198,18 @@ def test_what_the_site_leaves_out_is_folded_in_the_notebook(tag):
         run_notebooks.fold(cell)
     assert cells[0].metadata["jupyter"]["source_hidden"] and cells[0].metadata["cellView"] == "form"
     assert "jupyter" not in cells[1].metadata
+
+
+def test_a_number_that_differs_between_pages_is_listed(tmp_path, monkeypatch):
+    def page(name, **values):
+        outputs = [
+            nbformat.v4.new_output("display_data", {"text/plain": f"'{value}'"}, metadata={"scrapbook": {"name": key}})
+            for key, value in values.items()
+        ]
+        cell = nbformat.v4.new_code_cell("figures.glue(...)", outputs=outputs)
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / f"{name}.ipynb")
+
+    page("01", kept="0.5", told="3 of 4", lone="7")
+    page("02", kept="0.5", told="4 of 4")
+    monkeypatch.setattr(same_values, "NOTEBOOKS", tmp_path)
+    assert same_values.differing() == {"told": {"01": "3 of 4", "02": "4 of 4"}}
