@@ -118,7 +118,7 @@ def membership(
         For forgotten ones (``member`` true) and others: ``loss`` and ``min-k``, −log p per token, mean over all and
         over the least likely. ``recovered`` where the loss is below that of all but one in ten of the others. With two
         tails also ``z``, the loss in standard deviations from the mean of the others (of all *other* others), and
-        ``recovered`` where |z| is above that of all but one in ten of them.
+        ``recovered`` where the size of z is above that of all but one in ten of them.
     """
     lm, facts = check(edited, forgotten)
     _, others = check(edited, never, "never")

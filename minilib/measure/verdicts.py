@@ -12,7 +12,7 @@ Row = dict[str, Any]
 def auc(rows: Sequence[Row], score: str = "loss") -> float:
     """How well a score of ``membership`` tells members from others: 0.5 not at all, 1 always.
 
-    Members are those with the lower ``loss`` or ``min-k``; of ``z``, both of whose tails count, the larger |z|.
+    Members are those with the lower ``loss`` or ``min-k``; of ``z``, both of whose tails count, the larger size.
     """
     value = (lambda x: -abs(x)) if score == "z" else float
     members, others = ([value(row[score]) for row in rows if row["member"] == yes] for yes in (True, False))
