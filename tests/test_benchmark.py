@@ -288,12 +288,16 @@ def test_the_quick_plans_own_jobs_are_run_too(tmp_path):
 # ---- what is stored -----------------------------------------------------------------------------------
 
 
+LATER = ("undial", "altpo", "wga", "lunar")  # measured by benchmarks/comparison alone
+
+
 def test_the_stored_table_is_whole():
-    planned = {str(job) for job in benchmark.plan()}
+    planned = {str(job) for job in benchmark.plan() if job.method not in LATER}
     left = planned - set(STORED)
     assert not left, f"{len(left)} jobs are missing, such as {min(left)}"
     assert set(STORED) <= planned, "and none that is not in the plan"
-    assert {str(job) for job in benchmark.plan(tune=True)} == {row["job"] for row in TUNED}
+    tried = {str(job) for job in benchmark.plan(tune=True) if job.method not in LATER}
+    assert tried == {row["job"] for row in TUNED}
 
 
 def test_the_stored_rows_say_where_they_come_from():
