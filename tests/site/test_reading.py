@@ -29,7 +29,7 @@ QUESTIONS = {
     "Does it work with my model?": (["Before chapter 01", "A bigger model"], "Does it fit?"),
     "May I say that the data are deleted?": (["What may be claimed"], "Why a refusal is not a deletion"),
     "How do I set an assignment?": (["For instructors"], "make assignments"),
-    "Can I try it without installing anything?": (["Edit a model in this page"], "in your browser"),
+    "Can I try it without installing anything?": (["Edit a real model in your browser"], "in your own browser"),
 }
 
 
