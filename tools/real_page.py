@@ -50,10 +50,9 @@ def probabilities(page: Page, text: str, chat: bool) -> Tensor:
     return torch.tensor(found)
 
 
-@torch.no_grad()
 def expected(lm: LM, text: str, chat: bool) -> Tensor:
     """The same, by the library."""
-    return lm.model(torch.tensor([lm.encode(text, chat=chat).ids])).logits[0, -1].softmax(-1)
+    return lm.logprobs(text, chat).exp()[0]
 
 
 @torch.no_grad()
