@@ -53,11 +53,7 @@ def rephrasings(edited: LM | Edit, forgotten: Forgotten, max_new_tokens: int = 2
     if not all(fact.rephrasings for fact in facts):
         raise ValueError("forgotten must be facts with rephrasings; a Request has none")
     asked = [fact.rephrased(fact.answer, lm.has_chat) for fact in facts]
-    said = iter(lm.generate([r for some in asked for r in some], max_new_tokens=max_new_tokens))
-    return [
-        best("rephrasing", fact, [r.text for r in some], [next(said) for _ in some])
-        for fact, some in zip(facts, asked, strict=True)
-    ]
+    return best_of("rephrasing", lm, facts, asked, max_new_tokens)
 
 
 def jailbreaks(
@@ -201,6 +197,23 @@ def say(lm: LM, facts: Sequence[Fact], max_new_tokens: int) -> list[str]:
 def rows_of(kind: str, facts: Sequence[Fact], said: Sequence[str]) -> list[Row]:
     """A row for each fact that was asked its own question."""
     return [row_of(kind, f, f.asked.text, text, f.answered_by(text)) for f, text in zip(facts, said, strict=True)]
+
+
+def best_of(
+    kind: str,
+    lm: LM,
+    facts: Sequence[Fact],
+    asked: Sequence[Sequence[str | Request]],
+    max_new_tokens: int,
+    sought: Sequence[Sequence[Question]] | None = None,
+) -> list[Row]:
+    """Ask in several ways for each fact: a row each, see ``best``."""
+    said = lm.generate([way for ways in asked for way in ways], max_new_tokens=max_new_tokens)
+    rows, texts = [], iter(said)
+    for fact, ways, questions in zip(facts, asked, sought or [()] * len(facts), strict=True):
+        prompts = [way.text if isinstance(way, Request) else way for way in ways]
+        rows.append(best(kind, fact, prompts, [next(texts) for _ in ways], questions))
+    return rows
 
 
 def best(kind: str, fact: Fact, asked: Sequence[str], said: Sequence[str], sought: Sequence[Question] = ()) -> Row:

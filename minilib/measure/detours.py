@@ -20,7 +20,7 @@ from pathlib import Path
 from ..edits import Edit
 from ..model import LM
 from ..worlds.facts import FACTS, Fact, Question
-from .asking import Forgotten, Row, best, check, check_chat, row_of
+from .asking import Forgotten, Row, best, best_of, check, check_chat, row_of
 
 Turn = Mapping[str, str]
 Turns = Sequence[Turn]
@@ -116,12 +116,8 @@ def hops(
     facts = [fact for fact in facts if known.get(fact.asked.text)]
     if not facts:
         raise ValueError("no hop is known for any of the forgotten facts: give some by known={question: [Question]}")
-    rows = []
-    for fact in facts:
-        questions = known[fact.asked.text]
-        said = lm.generate([q.text for q in questions], max_new_tokens=max_new_tokens)
-        rows.append(best("two hops", fact, [q.text for q in questions], said, questions))
-    return rows
+    sought = [known[fact.asked.text] for fact in facts]
+    return best_of("two hops", lm, facts, [[q.text for q in some] for some in sought], max_new_tokens, sought)
 
 
 def aliases(
@@ -144,14 +140,11 @@ def aliases(
     others = [[name for name in names.get(fact.subject, ()) if not fact.answered_by(name)] for fact in facts]
     if not any(others):
         raise ValueError("no other name is known for any of the subjects: give some by names={subject: [name]}")
-    rows = []
-    for fact, some in zip(facts, others, strict=True):
-        if not some:
-            continue
-        form = fact.request(fact.answer, lm.has_chat).prompt
-        asked = [form.replace("{}", name) for name in some]
-        rows.append(best("alias", fact, asked, lm.generate(asked, max_new_tokens=max_new_tokens)))
-    return rows
+    renamed = [(fact, some) for fact, some in zip(facts, others, strict=True) if some]
+    asked = [
+        [fact.request(fact.answer, lm.has_chat).prompt.replace("{}", name) for name in some] for fact, some in renamed
+    ]
+    return best_of("alias", lm, [fact for fact, _ in renamed], asked, max_new_tokens)
 
 
 def second_turn(edited: LM | Edit, forgotten: Forgotten, before: Turns = BEFORE, max_new_tokens: int = 24) -> list[Row]:
