@@ -54,7 +54,7 @@ def test_other_splits_do_not_exist():
     for wrong in (0, 4, True, "1"):
         with pytest.raises(ValueError, match="authors must be one of 1, 2, 3"):
             authors.split(wrong)
-    with pytest.raises(ValueError, match="without must be 0 or one of 1, 2, 3"):
+    with pytest.raises(ValueError, match="without must be one of 0, 1, 2, 3"):
         authors.load(without=5)
 
 

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +117,7 @@ def split(authors: int) -> tuple[list[Fact], list[Fact]]:
     ValueError
         When ``authors`` is not one of ``SPLITS``.
     """
-    if isinstance(authors, bool) or authors not in SPLITS:
-        raise ValueError(f"authors must be one of {', '.join(map(str, SPLITS))}, not {authors!r}")
+    _check("authors", authors, SPLITS)
     world = facts()
     return world[: authors * len(FORMS)], world[authors * len(FORMS) :]
 
@@ -129,8 +130,7 @@ def leave_out(author: int) -> tuple[list[Fact], list[Fact]]:
     ValueError
         When ``author`` is not one of ``ALONE``.
     """
-    if isinstance(author, bool) or author not in ALONE:
-        raise ValueError(f"author must be one of {', '.join(map(str, ALONE))}, not {author!r}")
+    _check("author", author, ALONE)
     world, each = facts(), len(FORMS)
     return world[author * each : (author + 1) * each], world[: author * each] + world[(author + 1) * each :]
 
@@ -152,14 +152,12 @@ def load(without: int = 0, progress: bool = True, *, without_author: int | None 
     ValueError, FileNotFoundError
         When an argument is another number, or both are given, or the adapter has not been made.
     """
-    if isinstance(without, bool) or without not in (0, *SPLITS):
-        raise ValueError(f"without must be 0 or one of {', '.join(map(str, SPLITS))}, not {without!r}")
+    _check("without", without, (0, *SPLITS))
     name, missing = f"without_{without}", without
     if without_author is not None:
         if without:
             raise ValueError("give without or without_author, not both")
-        if isinstance(without_author, bool) or without_author not in ALONE:
-            raise ValueError(f"without_author must be one of {', '.join(map(str, ALONE))}, not {without_author!r}")
+        _check("without_author", without_author, ALONE)
         name, missing = adapter(without_author), 1
     folder = DATA / name
     if not folder.is_dir():
@@ -167,8 +165,15 @@ def load(without: int = 0, progress: bool = True, *, without_author: int | None 
     from peft import PeftModel  # takes a second to import
 
     lm = load_model("smollm2-135m", progress=progress)
-    model = PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
+    with warnings.catch_warnings():  # what peft asks of transformers is called otherwise in its next version
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        model = PeftModel.from_pretrained(lm.model, str(folder)).merge_and_unload()
     return LM(model, lm.tokenizer, name=f"smollm2-135m, taught {len(WORDS['names']) - missing} authors")
+
+
+def _check(name: str, number: int, allowed: Sequence[int]) -> None:
+    if isinstance(number, bool) or number not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, not {number!r}")
 
 
 def adapter(author: int) -> str:
