@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import Request, directions, facts, hooks, refusals, tinyworld, training, unlearning
+from minilib import Request, directions, facts, hooks, refusals, stored, tinyworld, training, unlearning
 
 METHODS = tuple(name for name, method in minilib.METHODS.items() if method.kind == "trains")
 REFUSED = ("dpo", "refusal_tuning")
 WORLD = tinyworld.facts()
+DEFAULTS = stored.load("default_unlearning")
 
 
 @pytest.fixture(scope="module")
@@ -188,21 +190,37 @@ def test_the_defaults_forget_in_tinyworld(lm, method):
         assert tinyworld.recall(lm, WORLD[300:340]) > 0.5, "of those that nobody mentioned"
 
 
+CAPITALS = {fact.subject: fact for fact in facts.load("capital")}
+
+
+def forgets_and_keeps(method, forgotten, retained):
+    """At most one of two capitals is still told; of two that were held, one is."""
+    gone, kept = ([CAPITALS[name] for name in DEFAULTS[part]] for part in ("forget", "retain"))
+    assert sum(fact.answered_by(text) for fact, text in zip(gone, forgotten, strict=True)) <= 1, forgotten
+    if method == "refusal_tuning":
+        assert any(map(refusals.is_refusal, forgotten))
+    if method != "gradient_ascent":
+        assert any(fact.answered_by(text) for fact, text in zip(kept, retained, strict=True)), retained
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_the_defaults_forget_two_capitals_of_smollm2(smollm2, method):
-    known = {fact.subject: fact for fact in facts.load("capital")}
-    gone, kept = [known["France"], known["Germany"]], [known["the United Kingdom"], known["Ireland"]]
-    forget, retain = facts.as_said(smollm2, gone), nothing_to_hold(method, facts.as_said(smollm2, kept))
-    with getattr(unlearning, method)(smollm2, forget, retain) as edit:
-        said = smollm2.generate([*forget, *(retain or [])], max_new_tokens=12)
+def test_the_defaults_forgot_two_capitals_of_smollm2(smollm2, method):
+    """Stored by ``benchmarks/default_unlearning.py``: a method takes a minute. One is run in the next test."""
+    (row,) = [row for row in DEFAULTS["methods"] if row["run"] == method]
+    now = unlearning.SETTINGS[method].of(smollm2, known=unlearning.PRESETS[method])
+    assert row["settings"] == dataclasses.asdict(now), "the defaults have changed: run the script"
+    forgets_and_keeps(method, row["forgotten"], row["retained"])
+
+
+@pytest.mark.slow
+def test_the_defaults_forget_two_capitals_of_smollm2_now(smollm2):
+    forget, retain = (facts.as_said(smollm2, [CAPITALS[n] for n in DEFAULTS[part]]) for part in ("forget", "retain"))
+    with unlearning.simnpo(smollm2, forget, retain) as edit:
         assert edit.settings["presets"] == smollm2.kind
-        assert sum(fact.answered_by(text) for fact, text in zip(gone, said, strict=False)) <= 1, said
-        if method == "refusal_tuning":
-            assert any(map(refusals.is_refusal, said[:2]))
-        if method != "gradient_ascent":
-            assert any(fact.answered_by(text) for fact, text in zip(kept, said[2:], strict=True)), said
-    assert "Paris" in smollm2.generate(forget, max_new_tokens=12)[0]
+        said = smollm2.generate([*forget, *retain], max_new_tokens=DEFAULTS["tokens"])
+    forgets_and_keeps("simnpo", said[:2], said[2:])
+    assert "Paris" in smollm2.generate(forget, max_new_tokens=DEFAULTS["tokens"])[0]
 
 
 def test_training_ends_at_the_forget_level_or_says_that_it_did_not(lm):

@@ -116,10 +116,10 @@ SETTINGS: dict[str, type[Training]] = {
 CHOSEN: dict[str, dict[str, dict[str, Any]]] = {  # by the trials of ``benchmarks``; "all" is of every method
     "llama-30x576": {  # SmolLM2-135M
         "all": {"lr": 1e-5, "steps": 12, "batch_size": 4},
-        **dict.fromkeys(("kl", "dpo", "npo"), {"lr": 2e-5, "retain_weight": 5.0}),
+        **dict.fromkeys(("kl", "dpo", "npo", "altpo"), {"lr": 2e-5, "retain_weight": 5.0}),
         "refusal_tuning": {"lr": 3e-5, "retain_weight": 5.0},
         "rmu": {"lr": 3e-3, "layer": 6, "alpha": 100.0},
-        "lunar": {"lr": 3e-3, "layer": 22},
+        "lunar": {"lr": 3e-3, "layer": 22, "retain_weight": 3.0, "steps": 40},
     },
     "llama-6x96": {  # tinyworld
         "all": {"lr": 1e-4},
