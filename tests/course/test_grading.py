@@ -1,5 +1,6 @@
 """From a master to marks, for real: built with a seed, handed in rightly and wrongly, graded with limits."""
 
+import contextlib
 import csv
 import functools
 import json
@@ -20,6 +21,8 @@ TOOLS = ROOT / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import grade  # noqa: E402
+
+import assignments  # noqa: E402
 
 SEED = "what only the lecturer knows"
 NAMES = sorted(folder.parent.name for folder in (ROOT / "assignments").glob("*/master.ipynb"))
@@ -101,9 +104,50 @@ def solved(name, out):
     return json.loads((made / "solution" / f"{name}.ipynb").read_text("utf8"))
 
 
+@pytest.fixture(scope="module")
+def solutions(tmp_path_factory):
+    """All solutions with this seed's numbers."""
+    out = tmp_path_factory.mktemp("solutions")
+    assignments.build(out, SEED, [], NAMES, check=False)
+    return {name: json.loads((out / "solution" / f"{name}.ipynb").read_text("utf8")) for name in NAMES}
+
+
+def said_by_steps(nb, until=None):
+    """What the checks below the steps say when a notebook's cells run one after the other, here, until one of them."""
+    own, said, left = {}, {}, list(questions(nb))
+    for cell in nb["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or "%pip" in source:
+            continue
+        if source.startswith("checks.step("):
+            said[left[0]] = repr(eval(source, own))
+            if left.pop(0) == until:
+                break
+        else:
+            with contextlib.suppress(Exception):  # a kernel goes on behind a cell that fails, too
+                exec(compile(source, "a cell", "exec"), own)
+    return said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_each_submission_gets_what_it_deserves(name, tmp_path, grade_here):
+def test_a_solution_is_right_and_each_mistake_gets_its_message(solutions, name):
+    """Grading runs the same checks, for which the first assignment stands in the tests below."""
+    right = said_by_steps(solutions[name])
+    assert len(right) == len(questions(solutions[name])), right
+    assert all(said.startswith("✓") for said in right.values()), right
+    wrong = json.loads(json.dumps(solutions[name]))
+    for place, source in mistaken(wrong, WRONG[name]).items():
+        wrong["cells"][place]["source"] = source
+    said = said_by_steps(wrong, until=max(WRONG[name]))
+    for question, (_, _, message) in WRONG[name].items():
+        assert said[question].startswith("✗") and re.search(message, said[question]), said[question]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["01_rank_one_update", "08_leaderboard"])
+def test_marks_are_those_of_the_steps(name, tmp_path, grade_here):
+    """One in which everything is drawn anew, and one that measures the real model."""
     handed_in, out = tmp_path / "in", tmp_path / "out"
     solution = solved(name, out)
     hand_in(handed_in, "right", name, solution)
