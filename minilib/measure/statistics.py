@@ -9,10 +9,11 @@ counted as many.
 from __future__ import annotations
 
 import math
-import random
 import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 Verdict = Literal["yes", "no", "undecided"]
 
@@ -103,13 +104,14 @@ def resampled(draws: Sequence[Sequence[float]], level: float = 0.95, times: int 
     tail, rows = _tail(level), [list(row) for row in draws]
     if not rows or not all(rows):
         raise ValueError("draws must not be empty, and each must have a number for a fact at least")
-    draw = random.Random(seed)
-    means = sorted(
-        statistics.fmean(statistics.fmean(draw.choices(row, k=len(row))) for row in draw.choices(rows, k=len(rows)))
-        for _ in range(times)
-    )
-    low, high = (means[min(times - 1, int(times * end))] for end in (tail, 1 - tail))
-    return Interval(statistics.fmean(map(statistics.fmean, rows)), low, high)
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(rows), size=(times, len(rows)))
+    means = np.empty(drawn.shape)
+    for i, row in enumerate(rows):
+        here = drawn == i
+        means[here] = generator.choice(row, (int(here.sum()), len(row))).mean(1)
+    low, high = np.quantile(means.mean(1), [tail, 1 - tail])
+    return Interval(statistics.fmean(map(statistics.fmean, rows)), float(low), float(high))
 
 
 def verdict(difference: Interval, margin: float = 0.0) -> Verdict:
