@@ -20,14 +20,16 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from plan import AROUND, DRAWS, REFERENCES, TRAINED, Job, model, plan
+from plan import AROUND, BUDGET, COMPARISONS, DRAWS, REFERENCES, STEPS, TRAINED, Job, methods, model, plan
 
 from minilib.measure.benchmark import append, read
 from minilib.measure.rows import RESULTS
+from minilib.show.stored import save
 from minilib.storage import cache_folder
 
 TOGETHER = 8  # cells of one draw that a process does
@@ -177,7 +179,8 @@ def show(jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> None:
 
 
 def pack(out: Path, folder: Path = RESULTS) -> None:
-    """Compress the rows of each world, in the order of the plan, into a folder: that of the package."""
+    """Compress the rows of each world, in the order of the plan, into a folder, that of the package; and the plan."""
+    began = time.perf_counter()
     order = {str(job): i for i, job in enumerate(plan(stored(out)))}
     for world in DRAWS:
         rows = [row for row in read(out / f"{world}.jsonl") if row["job"] in order]
@@ -188,6 +191,19 @@ def pack(out: Path, folder: Path = RESULTS) -> None:
         packed = lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)
         (folder / f"answers_{world}.jsonl.xz").write_bytes(packed)
         print(f"{world}: {len(rows)} rows, {len(text) / 1e6:.1f} MB, packed {len(packed) / 1e6:.2f} MB")
+    if folder == RESULTS:
+        save("answers_plan", declared(), "benchmarks/comparison/run.py", began)
+
+
+def declared() -> dict[str, Any]:
+    """What a page says of the plan."""
+    return {
+        "draws": DRAWS,
+        "budget": BUDGET,
+        "steps": STEPS,
+        "methods": {world: methods(world) for world in DRAWS},
+        "comparisons": {world: [list(astuple(one)) for one in some] for world, some in COMPARISONS.items()},
+    }
 
 
 if __name__ == "__main__":
