@@ -114,6 +114,12 @@ def test_outputs_that_came_out_the_same_are_kept(tmp_path, monkeypatch):
     text = path.read_text()
     assert run_notebooks.execute(path, 1)[1] == ""
     assert path.read_text() == text
+    made = notebook(["from minilib import figures\nfigures.glue('one', 3)"])
+    nbformat.write(made, path)
+    assert run_notebooks.execute(path, 1)[1] == ""
+    path.write_text(path.read_text().replace("'one'", "'two'"))
+    assert run_notebooks.execute(path, 1)[1] == ""
+    assert '"name": "two"' in path.read_text(), "the value is the same, its name is another"
     broken = notebook(["1", "1 / 0", "2"])
     nbformat.write(broken, path)
     text = path.read_text()

@@ -90,8 +90,8 @@ def is_bar(output: Any) -> bool:
 def same_outputs(new: Any, old: Any) -> bool:
     """Whether a cell says and shows what it did before."""
 
-    def shown(cell: Any) -> list[Any]:
-        return [(output.get("text"), output.get("data")) for output in cell.get("outputs", [])]
+    def shown(cell: Any) -> list[Any]:  # a glued value has its name in the metadata
+        return [(out.get("text"), out.get("data"), out.get("metadata", {})) for out in cell.get("outputs", [])]
 
     return shown(new) == shown(old)
 
