@@ -1,10 +1,14 @@
-"""One hundred refusals, ten after ten: ROME, MEMIT, AlphaEdit with and without P, and no editing, for three seeds.
+"""One hundred refusals, ten after ten: ROME, MEMIT, AlphaEdit and what lies between them, and no editing, three seeds.
+
+AlphaEdit differs from MEMIT in three things: it remembers the keys of earlier edits, it has no λC, and it projects by
+P. With the keys in all of them, λC and P are crossed: MEMIT with history (λC alone), AlphaEdit (P alone), AlphaEdit
+with λC (both), AlphaEdit without P (neither).
 
 A seed draws the facts and their order from those that SmolLM2 knows. After every ten edits: which edited questions are
 refused, the first ten and the last ten apart, and one rephrasing of each; which questions about other facts are
 answered word for word as before, and rightly; perplexity and divergence on text from which second moments were not
 computed; how long the edited matrices are. Rows that the stored file holds are not made again: delete it to begin
-anew. Run: python benchmarks/sequential.py (two hours on one core)
+anew. Run: python benchmarks/sequential.py (three hours on one core)
 """
 
 import random
@@ -13,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from scores import REFUSAL, Rows
@@ -30,12 +35,29 @@ def forgetful(lm: minilib.LM, requests: Sequence[minilib.Request], **settings: A
     return memit.edit(lm, requests, **settings)
 
 
+def with_text(
+    lm: minilib.LM, requests: Sequence[minilib.Request], *, previous: Sequence[minilib.Edit] = (), **settings: Any
+) -> minilib.Edit:
+    """AlphaEdit with MEMIT's λC in its inverse: with the columns of a root of λC beside the keys of earlier edits."""
+    C, weight = settings["covariance"], memit.Settings.of(lm).covariance_weight
+    earlier = alphaedit.earlier_keys
+
+    def keys(before: Any, layer: int, like: torch.Tensor) -> torch.Tensor:
+        root = torch.linalg.cholesky(weight * C[layer].double())
+        return torch.cat([earlier(before, layer, like), root], 1)
+
+    with mock.patch.object(alphaedit, "earlier_keys", keys):
+        return alphaedit.edit(lm, requests, previous=previous, **settings)
+
+
 METHODS: dict[str, tuple[Callable[..., minilib.Edit] | None, dict[str, Any]]] = {
     "none": (None, {}),
     "ROME": (rome.edit, {}),
     "MEMIT": (forgetful, {}),
     "AlphaEdit": (alphaedit.edit, {}),
     "AlphaEdit without P": (alphaedit.edit, {"project": False}),
+    "MEMIT with history": (memit.edit, {}),
+    "AlphaEdit with λC": (with_text, {}),
 }
 
 
