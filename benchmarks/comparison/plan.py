@@ -116,7 +116,7 @@ SMOLLM2: dict[str, list[Settings]] = {
     ),
     "simnpo": crossed({}, each("lr", 1e-5, 3e-5), [{"beta": 2.5}, {"beta": 4.5, "retain_weight": 5.0}]),
     "rmu": crossed({"lr": 3e-3}, each("layer", 15, 7), each("alpha", 1200.0, 100.0)),
-    "lunar": crossed({"lr": 1e-2}, each("layer", 15, 22), each("coefficient", 2.0, 1.0)),
+    "lunar": crossed({"lr": 1e-2, "retain_weight": 1.0}, each("layer", 15, 22), each("coefficient", 2.0, 1.0)),
     "filter": crossed({}, each("rule", "both", "value", "subject")),
     "system prompt": [{}, *each("instruction", _FORBID, _REPLY, _POLITE)],
     "in context": each("k", 1, 2, 4, 8),
