@@ -104,16 +104,25 @@ def test_page(browser, address, page_path):
         move_knobs(visit.page)
         play_knobs(visit.page)
         assert not visit.problems, "\n".join(visit.problems)
-        assert not (found := inaccessible(visit.page)), "\n".join(found)
-        for theme in ("light", "dark"):
-            visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
-            assert not (pale := too_pale(visit.page, theme)), f"in the {theme} theme:\n" + "\n".join(pale)
-        visit.problems.clear()  # axe asks for style sheets itself, by wrong addresses
         visit.page.set_viewport_size({"width": WIDTHS["narrow"], "height": 900})
         visit.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         assert not (found := unfinished(visit)), f"{WIDTHS['narrow']} pixels wide:\n" + "\n".join(found)
         move_knobs(visit.page)
         assert not visit.problems, "\n".join(visit.problems)
+        visit.page.set_viewport_size({"width": WIDTHS["wide"], "height": 900})
+        three_of_each_list(visit.page)
+        assert not (found := inaccessible(visit.page)), "\n".join(found)
+        for theme in ("light", "dark"):
+            visit.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+            assert not (pale := too_pale(visit.page, theme)), f"in the {theme} theme:\n" + "\n".join(pale)
+
+
+def three_of_each_list(page) -> None:
+    """Of the API's entries, which are all made alike, leave three below each heading: axe needs minutes for all."""
+    page.evaluate(
+        """() => document.querySelectorAll('section, dl.py > dd').forEach(part =>
+            [...part.querySelectorAll(':scope > dl.py')].slice(3).forEach(entry => entry.remove()))"""
+    )
 
 
 def unfinished(visit: Visit) -> list[str]:
