@@ -110,6 +110,7 @@ def test_page(browser, address, page_path):
         move_knobs(visit.page)
         assert not visit.problems, "\n".join(visit.problems)
         visit.page.set_viewport_size({"width": WIDTHS["wide"], "height": 900})
+        visit.page.wait_for_timeout(1000)  # the theme makes code that scrolls focusable a while after a change of size
         three_of_each_list(visit.page)
         assert not (found := inaccessible(visit.page)), "\n".join(found)
         for theme in ("light", "dark"):
