@@ -154,9 +154,19 @@ def test_what_has_a_row_is_not_run_again(tmp_path, capsys):
     assert sum("exact/tuning/rome, merged/" in line for line in said) == 8 and "hours in all" in said[-1]
 
 
+def test_a_run_on_another_machine_goes_on_from_the_packed_rows(tmp_path):
+    run.unpack(tmp_path)
+    assert read(tmp_path / "exact.jsonl") == rows.load("exact")
+    assert not [job for job in run.left(tmp_path) if job.world == "exact"]
+    (tmp_path / "exact.jsonl").write_text("")
+    run.unpack(tmp_path)
+    assert not read(tmp_path / "exact.jsonl"), "a run that has begun is left as it is"
+
+
 @pytest.mark.long
 def test_a_cell_holds_all_answers_and_a_second_one_asks_the_same(tmp_path):
     names = [str(plan.Job("exact", plan.TUNING, *job)) for job in (("grace", 4), ("rome", 0))]
+    (tmp_path / "exact.jsonl").touch()  # else the packed rows are there
     for name in names:  # as after a kill between the two
         assert run.main(["--out", str(tmp_path), "--jobs", name]) == 0
     first, grace, rome = read(tmp_path / "exact.jsonl")

@@ -2,7 +2,7 @@
 
 Run: python benchmarks/comparison/run.py --processes 2. It goes on where an earlier run stopped: a cell whose line is in
 its world's file is done, a line that was cut off is dropped and made again, and a killed process loses the cell it is
-in. ``--list`` shows what is left with its seconds, ``--only`` restricts it by parts of names, ``--pack`` puts what is
+in. On another machine it goes on from the rows that are packed. ``--list`` shows what is left with its seconds, ``--only`` restricts it by parts of names, ``--pack`` puts what is
 there into the package. What a cell is stands in ``plan``.
 """
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pack", action="store_true", help="put the rows into the package, and stop")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
+    unpack(given.out)
     if given.pack:
         pack(given.out)
         return 0
@@ -176,6 +177,17 @@ def show(jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> None:
     for (world, part), cost in parts.items():
         print(f"{cost / 3600:6.2f} hours: {world}, {part}")
     print(f"{sum(parts.values()) / 3600:6.2f} hours in all; draws whose settings are not chosen yet are not counted")
+
+
+def unpack(out: Path, folder: Path = RESULTS) -> None:
+    """Begin the file of each world that has none with the rows of a folder, that of the package."""
+    for world in DRAWS:
+        file, packed = out / f"{world}.jsonl", folder / f"answers_{world}.jsonl.xz"
+        if packed.is_file() and not file.exists():
+            text = lzma.decompress(packed.read_bytes())
+            started = file.with_suffix(".new")  # renamed when it is whole
+            started.write_bytes(text)
+            started.rename(file)
 
 
 def pack(out: Path, folder: Path = RESULTS) -> None:
