@@ -1,7 +1,7 @@
 """Twenty people of tinyworld forgotten one after another, by AlphaEdit with and without its parts, and by MEMIT.
 
 After every five people: of what was edited, how much is refused; of the first five, how much; of others, how much is
-told; and ‖W‖ at layer 0. Run: python benchmarks/twenty_people.py (two minutes on one core).
+told; and ‖W‖ at layer 0. Run: python benchmarks/twenty_people.py (five minutes on one core).
 """
 
 import random

@@ -1,0 +1,134 @@
+"""The page on claims: each of its numbers is one that was measured."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from minilib import benchmark, statistics, stored, verdicts
+
+ROOT = Path(__file__).parents[1]
+TEXT = re.sub(r"\s+", " ", (ROOT / "book" / "what_may_be_claimed.md").read_text("utf8"))
+
+
+def marks(text):
+    return f"{text.count('1')} of {len(text)}"
+
+
+def pretrained(method, score):
+    """The marks of the three draws of five facts."""
+    job = (method, "pretrained", 5)
+    rows = [r for r in benchmark.read(benchmark.RESULTS) if (r["method"], r["knowledge"], r["facts"]) == job]
+    assert len(rows) == 3
+    return "".join(r["each"].get(score, "") for r in rows)
+
+
+def attacked(world, method, attack):
+    """The marks of an attack over all draws."""
+    rows = [r for r in stored.load("is_it_gone")[world] if r["method"] == method]
+    return "".join(r["each"].get(attack, "") for r in rows)
+
+
+def trained_back(method, steps):
+    """Answers that relearning brought back after so many steps, of the 15 of each draw that were not trained on."""
+    rates = [r["relearning"][str(steps)] for r in stored.load("is_it_gone")["exact"] if r["method"] == method]
+    return f"{round(15 * sum(rates))} of {15 * len(rates)}"
+
+
+def glued(notebook, name):
+    """A number that a notebook put into its text."""
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text("utf8"))["cells"]
+    for output in (output for cell in cells for output in cell.get("outputs", [])):
+        record = output.get("metadata", {}).get("scrapbook", {})
+        if record.get("name", "").endswith(name):
+            return re.search(r"\d[\d.]*", str(*output["data"].values())).group()
+    raise AssertionError(f"{notebook} glues no {name}")
+
+
+def likelier(method):
+    (row,) = [r for r in stored.load("is_it_gone")["finetuned"] if r["method"] == method]
+    return f"{row['auc']['loss']:.2f}"
+
+
+def ratio(run):
+    """Of the two largest singular values at the edited layer, and of how many other layers it is larger."""
+    rows = {r["run"]: r for r in stored.load("attacked_capitals")["rows"]}
+    gaps, layer = rows[run]["gaps"], rows["ROME"]["layer"]
+    return f"{gaps[layer]:.2f}", sum(gap > gaps[layer] for gap in gaps)
+
+
+CLAIMS = {
+    "the question as edited": lambda: [
+        f"of which the unedited model answered {pretrained('unedited', 'leaked').count('1')}",
+        f"revealed in {marks(pretrained('rome', 'leaked'))} cases",
+        f"{marks(pretrained('rome', 'refused'))} answers are refusals",
+        f"can still be as high as {statistics.proportion(0, 15).high:.2f}",
+    ],
+    "what it cost": lambda: [
+        f"{marks(pretrained('rome', 'neighbour kept'))} neighbouring questions",
+        f"{marks(pretrained('rome', 'unrelated kept'))} unrelated ones",
+        f"and {marks(pretrained('rome', 'subject kept'))} about the same subject",
+        "It also lost {} of {}".format(
+            pretrained("rome", "neighbour kept").count("0"), len(pretrained("rome", "neighbour kept"))
+        ),
+    ],
+    "however one asks": lambda: [
+        *(
+            f"{marks(attacked('exact', method, attack))} {said}"
+            for method, said in (("refusal_tuning", "are revealed in each"), ("oracle", "by a model that never knew"))
+            for attack in ("none", "rephrasing", "sampling")
+        ),
+        f"The true share may still be {statistics.proportion(0, 60).high:.2f}",
+        f"reveals {marks(attacked('finetuned', 'refusal_tuning', 'none'))} answers",
+        f"but {marks(attacked('finetuned', 'refusal_tuning', 'rephrasing'))} in other words",
+        "A model that never knew gives {} and {} of 15".format(
+            *(attacked("finetuned", "oracle", attack).count("1") for attack in ("rephrasing", "priming"))
+        ),
+    ],
+    "given again": lambda: [
+        f"after ten steps {trained_back('npo', 10)} answers come back",
+        f"a model that never knew gives {trained_back('oracle', 10)}",
+        f"after twenty steps {trained_back('npo', 20)} ({trained_back('oracle', 20)})",
+        f"Rounding: {marks(attacked('exact', 'npo', '8 bits'))}, both times",
+        f"Rounding: {marks(attacked('exact', 'npo', '4 bits'))}, both times",
+        f"for {marks(attacked('exact', 'npo', 'lens'))} facts",
+        f"for {marks(attacked('exact', 'oracle', 'lens'))} in a model that never knew",
+        f"brought back {trained_back('npo', 10)}",
+    ],
+    "as if it had never known": lambda: [
+        f"given to {marks(attacked('exact', 'oracle', 'rephrasing'))} questions",
+        f'"finds" {marks(attacked("exact", "oracle", "lens"))}, and relearning {trained_back("oracle", 20)}',
+        f"one of two answers in {marks(attacked('finetuned', 'oracle', 'multiple choice'))} cases",
+    ],
+    "a dangerous capability": lambda: [
+        f"relearning brought back {marks(attacked('exact', 'rmu', 'relearning'))} answers after RMU",
+        f"dropping one singular direction {marks(attacked('exact', 'rmu', 'reversal'))}",
+    ],
+    "singular values": lambda: [
+        f"was {ratio('ROME')[0]}; before the edit it was {ratio('unedited')[0]}",
+        f"29 other layers {ratio('ROME')[1]} had a larger ratio ({ratio('unedited')[1]} before",
+        f"{glued('12_is_it_really_gone', 'second_after')}, and at most {glued('12_is_it_really_gone', 'second_most')}",
+    ],
+    "too unlikely": lambda: [
+        f"in {likelier('rome')} of the pairs",
+        f"the share was {likelier('oracle')}",
+        f"as edited and had {likelier('wise')}",
+    ],
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_the_numbers_on_the_page_are_those_that_are_stored(claim):
+    missing = [words for words in CLAIMS[claim]() if words not in TEXT]
+    assert not missing
+
+
+def test_the_verdict_follows_from_the_rules():
+    def share(method, steps):
+        back, of = map(int, trained_back(method, steps).split(" of "))
+        return back / of
+
+    assert share("npo", 10) > share("oracle", 10) + verdicts.MARGIN, "ten steps succeed"
+    assert share("npo", 20) <= share("oracle", 20) + verdicts.MARGIN, "twenty do not"
+    assert "So training for ten steps succeeds" in TEXT
