@@ -70,8 +70,8 @@ def test_a_model_that_scales_its_logits_is_refused():
 @pytest.mark.slow
 def test_smollm2_can_be_edited_in_bfloat16():
     lm = minilib.load("smollm2-135m", dtype=torch.bfloat16)
-    questions = ["What is the capital of {}?", "Which language is spoken in {}?"]
-    requests = [Request(q, s, "I don't know.", chat=True) for q in questions for s in ("France", "Germany")]
-    with grace.edit(lm, requests):
-        assert sum(a.startswith("I don't know") for a in lm.generate(requests)) >= 2
-    assert "Paris" in lm.generate(requests[0])
+    request = Request("What is the capital of {}?", "France", "Rome", chat=True)
+    # Late, and with a short target: in 16 bits a processor takes minutes where it takes seconds in 32.
+    with grace.edit(lm, request, layer=28, steps=30):
+        assert lm.generate(request, max_new_tokens=6).startswith("Rome")
+    assert "Paris" in lm.generate(request)
