@@ -1,13 +1,14 @@
-"""Query merging against the number of facts: ROME and MEMIT, 1 to 64 refusals, so many questions in one request.
+"""Query merging against the number of facts: ROME and MEMIT, 1 to 150 refusals, so many questions in one request.
 
-Each edit is scored on sixteen of its facts, apart for those that stand last in their request, whose subject is the
-whole's, and those before them; and on sixteen facts outside. Run: python benchmarks/merging.py (half an hour on one
-core; it goes on where it stopped).
+Each edit is scored on sixteen of its facts (long lists: on forty), apart for those that stand last in their request,
+whose subject is the whole's, and those before them; and on as many facts outside. Run: python benchmarks/merging.py (an
+hour and a half on one core; it goes on where it stopped).
 """
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from minilib import covariance, facts, memit, metrics, recipes, refusals, rome
 from minilib.edits import Edit
 
 NUMBERS, SIZES, ASKED = (1, 4, 16, 64), (1, 2, 4, 8), 16
+LONG, LONG_SIZES, LONG_ASKED = (64, 100, 150), (1, 2, 5, 10), 40  # of the 195 facts that SmolLM2 knows
 METHODS: dict[str, Callable[..., Edit]] = {"ROME": rome.edit, "MEMIT": memit.edit}
 
 
@@ -25,30 +27,30 @@ def mean(values: Sequence[float | bool]) -> float | None:
     return round(statistics.fmean(values), 4) if values else None
 
 
-def spread(chosen: Sequence[facts.Fact]) -> list[facts.Fact]:
-    """At most sixteen, in runs of eight, so that each place in a request is among them."""
-    if len(chosen) <= ASKED:
+def spread(chosen: Sequence[facts.Fact], most: int) -> list[facts.Fact]:
+    """At most so many, the first half of them and the last, so that each place in a request is among them."""
+    if len(chosen) <= most:
         return list(chosen)
-    half = ASKED // 2
+    half = most // 2
     return [*chosen[:half], *chosen[-half:]]
 
 
 def measure(
-    lm: minilib.LM, edit: Callable[..., Edit], C: covariance.SecondMoments, n: int, size: int
+    lm: minilib.LM, edit: Callable[..., Edit], C: covariance.SecondMoments, n: int, size: int, most: int
 ) -> dict[str, Any]:
     known = facts.recorded()
-    chosen, others = known[:n], known[-ASKED:]
+    chosen, others = known[:n], known[-most:]
     requests = [fact.request(REFUSAL) for fact in chosen]
     merged = recipes.merge_queries(requests, size)
     last = {m.members[-1].text for m in merged}
     began = time.process_time()
     with edit(lm, [m.request for m in merged], covariance=C) as made:
         seconds = time.process_time() - began
-        some = spread(chosen)
+        some = spread(chosen, most)
         asked = [refusals.is_refusal(a, unjudged=False) for a in lm.generate([f.request(REFUSAL) for f in some])]
         again = [refusals.is_refusal(a, unjudged=False) for a in lm.generate([f.rephrased(REFUSAL)[0] for f in some])]
         left = lm.generate([f.request(REFUSAL) for f in others])
-        whole = [refusals.is_refusal(a, unjudged=False) for a in lm.generate([m.request for m in merged[:ASKED]])]
+        whole = [refusals.is_refusal(a, unjudged=False) for a in lm.generate([m.request for m in merged[:most]])]
         ends = [fact.request(REFUSAL).text in last for fact in some]
         return {
             "method": made.method,
@@ -73,11 +75,12 @@ def main() -> None:
     lm = minilib.load("smollm2-135m")
     C = covariance.second_moment(lm, sorted({rome.Settings.of(lm).layer, *memit.Settings.of(lm).layers}))
     rows = Rows("merging", began, {"refusal": REFUSAL})
-    for n in NUMBERS:
-        for size in (size for size in SIZES if size <= n):
+    sweeps = {"rows": (NUMBERS, SIZES, ASKED), "long": (LONG, LONG_SIZES, LONG_ASKED)}
+    for section, (numbers, sizes, most) in sweeps.items():
+        for n, size in ((n, size) for n in numbers for size in sizes if size <= n):
             for name, edit in METHODS.items():
-                run = f"{name}, {n} facts, {size} in a request"
-                rows.keep("rows", run, lambda edit=edit, n=n, size=size: measure(lm, edit, C, n, size))
+                job = f"{name}, {n} facts, {size} in a request"
+                rows.keep(section, job, partial(measure, lm, edit, C, n, size, most))
 
 
 if __name__ == "__main__":
