@@ -109,7 +109,8 @@ def trial(setting, leaks, kept, refused=None):
 
 def test_the_silent_setting_keeps_most_among_those_that_leak_little():
     before = unedited(-1)
-    assert rows.choose([before, trial(0, 0, 1), trial(1, 0, 3), trial(2, 3, 4)], "rome", "silent") == 1
+    measured = [unedited(), row("rome", [NO] * 2, [NO] * 4, setting=0)]  # on a draw: nothing is chosen by it
+    assert rows.choose([*measured, before, trial(0, 0, 1), trial(1, 0, 3), trial(2, 3, 4)], "rome", "silent") == 1
     assert rows.choose([before, trial(0, 4, 4), trial(1, 2, 0), trial(2, 3, 4)], "rome", "silent") == 1, "none is so"
     assert rows.choose([before, trial(1, 0, 3), trial(0, 0, 3)], "rome", "silent") == 0, "the earlier of two equal ones"
 
@@ -134,6 +135,7 @@ def test_methods_are_compared_draw_by_draw():
     difference = rows.compare(made, ("rome", 0), ("npo", 0), "leaked")
     assert difference.value == pytest.approx(0.5) and difference.low < 0 < difference.high
     assert rows.columns(made, "rome")["leaked"] == [[0, 0], [1, 0], [1, 1]]
+    assert rows.mean(made, "rome", 0, "leaked") == pytest.approx(0.5)
 
 
 def test_bad_input_is_named(tmp_path):

@@ -162,7 +162,7 @@ def _by_fact(pairs: Iterable[tuple[int, bool]]) -> list[float]:
 # ---- many rows ----------------------------------------------------------------------------------------
 
 
-def choose(tried: Sequence[Row], method: str, purpose: str) -> int | None:
+def choose(rows: Sequence[Row], method: str, purpose: str) -> int | None:
     """The number of the setting that serves a purpose best, on the tuning draw; the earlier one where two are equal.
 
     *Silent*: the highest *kept* among those with *leaked* (asked and rephrased) at most 0.1, else the lowest *leaked*.
@@ -171,8 +171,8 @@ def choose(tried: Sequence[Row], method: str, purpose: str) -> int | None:
 
     Parameters
     ----------
-    tried : list of mapping
-        Rows of the tuning draw, with the unedited model's.
+    rows : list of mapping
+        Of one world; those of its tuning draw are looked at.
     method, purpose : str
 
     Raises
@@ -182,6 +182,7 @@ def choose(tried: Sequence[Row], method: str, purpose: str) -> int | None:
     """
     if purpose not in PURPOSES:
         raise ValueError(f"purpose must be one of {', '.join(PURPOSES)}, not {purpose!r}")
+    tried = [row for row in rows if row["draw"] < 0]
     before = _reference(tried, "unedited")
     scored = []
     for row in sorted(tried, key=lambda row: row["setting"]):
@@ -221,6 +222,11 @@ def columns(rows: Sequence[Row], method: str, setting: int = 0) -> dict[str, lis
         for name, values in judged(row, _reference(same, "unedited"), oracle).items():
             found.setdefault(name, []).append(values)
     return found
+
+
+def mean(rows: Sequence[Row], method: str, setting: int, column: str) -> float:
+    """Of a column: over the questions of each draw, and then over the draws."""
+    return statistics.fmean(map(statistics.fmean, columns(rows, method, setting)[column]))
 
 
 def _measured(rows: Sequence[Row], method: str, setting: int) -> list[Row]:
