@@ -18,8 +18,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from nbclient.exceptions import DeadKernelError
-from otter.api import grade_submission
+# Otter and nbclient are imported where a notebook is run: one that is refused needs neither.
 
 LARGEST = 500_000_000  # bytes of a notebook
 ATTEMPTS = 4
@@ -125,6 +124,8 @@ def message_of(text: str) -> str:
 
 def run(nb: dict[str, Any], archive: Path, tests: list[str], folder: Path, seconds: float, values: int | None) -> Any:
     """One attempt: Otter's results."""
+    from otter.api import grade_submission
+
     notebook, reduced = folder / "submission.ipynb", folder / "autograder.zip"
     notebook.write_text(json.dumps(prepared(nb, tests, folder / "progress", seconds, values)), "utf8")
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(reduced, "w") as new:
@@ -137,10 +138,12 @@ def run(nb: dict[str, Any], archive: Path, tests: list[str], folder: Path, secon
 
 
 def grade(file: Path, archive: Path, seconds: float, values: int | None, folder: Path) -> dict[str, Any]:
+    nb = read(file)
+    from nbclient.exceptions import DeadKernelError
+
     with zipfile.ZipFile(archive) as zipped:
         tests = sorted(Path(item).stem for item in zipped.namelist() if re.fullmatch(r"tests/\w+\.py", item))
         possible = {t: points(zipped.read(f"tests/{t}.py").decode("utf8")) for t in tests}
-    nb = read(file)
     questions: dict[str, Any] = {}
     stopped: list[str] = []
     left = list(tests)

@@ -2,8 +2,9 @@
 
 Run: python benchmarks/comparison/run.py --processes 2. It goes on where an earlier run stopped: a cell whose line is in
 its world's file is done, a line that was cut off is dropped and made again, and a killed process loses the cell it is
-in. On another machine it goes on from the rows that are packed. ``--list`` shows what is left with its seconds, ``--only`` restricts it by parts of names, ``--pack`` puts what is
-there into the package. What a cell is stands in ``plan``.
+in. On another machine it goes on from the rows that are packed. ``--list`` shows what is left with its seconds,
+``--only`` restricts it by parts of names, ``--pack`` puts what is there into the package. What a cell is stands in
+``plan``.
 """
 
 from __future__ import annotations
