@@ -1,11 +1,13 @@
 """Why do MEMIT's and AlphaEdit's refusals not take on facts that SmolLM2 learned by fine-tuning? A sweep.
 
-The five facts of the author whom the comparison tunes on. For each setting: how the search for the values ended, how
-much of what was missing the weights return, what the model says to the five questions, and to twenty about others. Run:
-python benchmarks/after_finetuning.py (half an hour on one core; it goes on where it stopped).
+The five facts of the author whom the comparison tunes on. For each setting: how the search for the values ended, what
+the model says to the five questions, and to twenty about others. Beside it MEMIT's preset on other sets of facts, and
+how alike their keys are: the eigenvalues γ of G = K₁ᵀC⁻¹K₁, along which MEMIT writes the share γ / (λ + γ) (chapter
+05). Run: python benchmarks/after_finetuning.py (half an hour on one core; it goes on where it stopped).
 """
 
 import time
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -13,14 +15,16 @@ import torch
 from scores import REFUSAL, Rows
 
 import minilib
-from minilib import alphaedit, authors, covariance, memit, refusals
+from minilib import alphaedit, authors, covariance, facts, hooks, memit, refusals
 from minilib.covariance import SecondMoments
+from minilib.worlds.facts import Fact
 
-AUTHOR, OTHERS = 6, 20  # nobody who is forgotten in a draw
+AUTHOR, COUNTRY, OTHERS = 6, "Japan", 20  # the author is forgotten in no draw
 EARLY, MIDDLE, LATE = [2, 3, 4, 5, 6], [13, 14, 15, 16, 17], [20, 21, 22, 23, 24]
 FREE = {"clamp_factor": 4.0, "steps": 60}  # room and time for the search
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "MEMIT": ("memit", {}),
+    "MEMIT, λ = 10": ("memit", {"covariance_weight": 10.0}),
     "MEMIT, more steps": ("memit", {"steps": 60}),
     "MEMIT, free search": ("memit", FREE),
     "MEMIT, free search, λ = 10": ("memit", FREE | {"covariance_weight": 10.0}),
@@ -31,6 +35,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "MEMIT, late layers, free search": ("memit", FREE | {"layers": LATE}),
     "AlphaEdit": ("alphaedit", {}),
     "AlphaEdit, free search": ("alphaedit", FREE),
+    "AlphaEdit, free search, L2 = 0.1": ("alphaedit", FREE | {"l2": 0.1}),
     "AlphaEdit, middle layers, free search": ("alphaedit", FREE | {"layers": MIDDLE}),
 }
 
@@ -44,23 +49,38 @@ def moments(lm: minilib.LM, before: minilib.LM, layers: list[int], whose: str) -
     return SecondMoments(other, own.fingerprint, other.tokens, other.text)
 
 
-def measure(lm: minilib.LM, before: minilib.LM, method: str, how: dict[str, Any]) -> dict[str, Any]:
+def sets(lm: minilib.LM, before: minilib.LM) -> dict[str, tuple[minilib.LM, list[Fact], list[Fact]]]:
+    """By name: a model, facts to refuse, and others that it has to keep."""
     every, world = len(authors.FORMS), authors.facts()
-    forget, rest = world[AUTHOR * every : (AUTHOR + 1) * every], world[(AUTHOR + 1) * every :][:OTHERS]
+    rest = world[(AUTHOR + 6) * every :][:OTHERS]
+    known = facts.recorded()
+    capitals = [fact for fact in known if fact.relation == "capital"]
+    return {
+        "one author": (lm, world[AUTHOR * every : (AUTHOR + 1) * every], rest),
+        "five authors": (lm, [world[(AUTHOR + 1 + i) * every + i] for i in range(every)], rest),
+        "five capitals": (before, capitals[:5], capitals[10 : 10 + OTHERS]),
+        "one country": (before, [fact for fact in known if fact.subject == COUNTRY], capitals[10 : 10 + OTHERS]),
+    }
+
+
+def measure(
+    lm: minilib.LM, forget: list[Fact], rest: list[Fact], other: minilib.LM, method: str, how: dict[str, Any]
+) -> dict[str, Any]:
     requests = [fact.request(REFUSAL) for fact in forget]
     editor = {"memit": memit, "alphaedit": alphaedit}[method]
     how = dict(how)
-    C = moments(lm, before, how.get("layers", EARLY), how.pop("C", "taught"))
+    C = moments(lm, other, how.get("layers", EARLY), how.pop("C", "taught"))
     began = time.process_time()
     with editor.edit(lm, requests, covariance=C, **how) as made:
         said = lm.generate(requests, max_new_tokens=24)
-        others = lm.generate([fact.request(fact.value) for fact in rest], max_new_tokens=24)
+        others = lm.generate([fact.asked.text for fact in rest], max_new_tokens=24)
         return {
             "method": method,
             "settings": made.settings | {"presets": ""},
             "loss": [round(trace["nll"][-1], 3) for trace in made.traces],
             "at the limit": sum(t["norm"][-1] > 0.99 * t["limit"][-1] for t in made.traces),
             "probability": [round(p, 4) for p in lm.probability(requests)],
+            "facts": len(forget),
             "refused": sum(map(refusals.is_refusal, said)),
             "leaked": sum(refusals.leaks(text, [fact.value]) for fact, text in zip(forget, said, strict=True)),
             "said": said,
@@ -71,13 +91,31 @@ def measure(lm: minilib.LM, before: minilib.LM, method: str, how: dict[str, Any]
         }
 
 
+def alike(lm: minilib.LM, requests: list[minilib.Request], layer: int = EARLY[0]) -> dict[str, Any]:
+    """The eigenvalues of G of some requests, at the first layer of the window."""
+    C = covariance.second_moment(lm, [layer])[layer].double()
+    keys = []
+    for request in requests:
+        x = lm.encode(request)
+        with torch.no_grad(), hooks.read({"k": lm.down_projection(layer)}, at="input", stop=True) as seen:
+            lm.model(**lm.batch([x.ids]))
+        keys.append(seen["k"][0, x.subject].double())
+    K1 = torch.stack(keys, dim=1)
+    G = K1.T @ torch.linalg.solve(C, K1)
+    return {"layer": layer, "eigenvalues": [round(x, 3) for x in torch.linalg.eigvalsh(G).tolist()]}
+
+
 def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)
     lm, before = authors.load(progress=False), minilib.load("smollm2-135m", progress=False)
     rows = Rows("after_finetuning", began, {"author": AUTHOR, "refusal": REFUSAL, "others": OTHERS})
+    of = sets(lm, before)
     for name, (method, how) in SETTINGS.items():
-        rows.keep("rows", name, lambda method=method, how=how: measure(lm, before, method, how))
+        rows.keep("rows", name, partial(measure, *of["one author"], before, method, how))
+    for name, some in of.items():  # is it the fine-tuning, or that the facts share a subject?
+        rows.keep("sets", name, partial(measure, *some, before, "memit", {}))
+        rows.keep("keys", name, partial(alike, some[0], [fact.request(REFUSAL) for fact in some[1]]))
 
 
 if __name__ == "__main__":

@@ -257,15 +257,17 @@ def tried(names: Sequence[str], processes: int) -> list[dict[str, Any]]:
 PAGE = Path(__file__).resolve().parent.parent / "book" / "which_models.md"
 INTRO = """# Which models?
 
-Will the library edit *your* model? An edit is exact where the search for a value sees what the model computes, and
-where the matrix that is written is the one that the model reads. Neither is certain for an architecture that nobody
-tried.
+Will the library edit *your* model? We call an edit exact if two things hold: the loss that the search computes is the
+loss of the whole model, and adding $\\Delta$ to the matrix changes the answers as it should. An architecture that
+nobody tried can break either.
 
 So we tried them. transformers {transformers} knows {count} kinds of causal language model. Of each, a tiny one with
 random weights was made by shrinking its default configuration. `benchmarks/every_architecture.py` then compared the
-search's loss with a plain pass of the whole model, with and without a δ. It wrote edits by ROME, MEMIT and AlphaEdit,
-and compared the edited models with a hook that adds $\\Delta W k$. Last, it ran GRACE, WISE and NPO, and undid
-everything.
+search's loss with a plain pass of the whole model, with and without a δ (a vector that is added at one place). It wrote
+edits by ROME, MEMIT and AlphaEdit, and compared the edited models with the unedited ones to which a hook adds
+$\\Delta k$ at the same place. Last, it ran GRACE, WISE and NPO, and undid everything. In models with a norm behind the
+MLP, such as Gemma 2 and 3, MEMIT and AlphaEdit were checked with one layer, since they refuse a window there (chapter
+{{doc}}`13 </notebooks/13_other_models>`).
 
 The names are those that stand as `model_type` in a model's `config.json`. A tiny model has the default settings of its
 architecture. What a checkpoint sets otherwise, such as a factor on the residual stream, is checked again whenever a
