@@ -91,8 +91,8 @@ def measure(
         }
 
 
-def alike(lm: minilib.LM, requests: list[minilib.Request], layer: int = EARLY[0]) -> dict[str, Any]:
-    """The eigenvalues of G of some requests, at the first layer of the window."""
+def alike(lm: minilib.LM, requests: list[minilib.Request], layer: int) -> dict[str, Any]:
+    """The eigenvalues of G of some requests at a layer."""
     C = covariance.second_moment(lm, [layer])[layer].double()
     keys = []
     for request in requests:
@@ -115,7 +115,9 @@ def main() -> None:
         rows.keep("rows", name, partial(measure, *of["one author"], before, method, how))
     for name, some in of.items():  # is it the fine-tuning, or that the facts share a subject?
         rows.keep("sets", name, partial(measure, *some, before, "memit", {}))
-        rows.keep("keys", name, partial(alike, some[0], [fact.request(REFUSAL) for fact in some[1]]))
+        for layer in (EARLY[0], MIDDLE[0]):
+            asked = [fact.request(REFUSAL) for fact in some[1]]
+            rows.keep("keys", f"{name}, layer {layer}", partial(alike, some[0], asked, layer))
 
 
 if __name__ == "__main__":
