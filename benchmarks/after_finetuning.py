@@ -115,9 +115,11 @@ def main() -> None:
         rows.keep("rows", name, partial(measure, *of["one author"], before, method, how))
     for name, some in of.items():  # is it the fine-tuning, or that the facts share a subject?
         rows.keep("sets", name, partial(measure, *some, before, "memit", {}))
+        asked = [fact.request(REFUSAL) for fact in some[1]]
         for layer in (EARLY[0], MIDDLE[0]):
-            asked = [fact.request(REFUSAL) for fact in some[1]]
             rows.keep("keys", f"{name}, layer {layer}", partial(alike, some[0], asked, layer))
+    author = [fact.request(REFUSAL) for fact in of["one author"][1]]
+    rows.keep("keys", f"one author, not taught, layer {EARLY[0]}", partial(alike, before, author, EARLY[0]))
 
 
 if __name__ == "__main__":
