@@ -15,7 +15,7 @@ import torch
 from scores import REFUSAL, Rows
 
 import minilib
-from minilib import alphaedit, authors, covariance, facts, hooks, memit, refusals
+from minilib import alphaedit, authors, covariance, facts, guards, memit, refusals
 from minilib.covariance import SecondMoments
 from minilib.worlds.facts import Fact
 
@@ -94,13 +94,9 @@ def measure(
 def alike(lm: minilib.LM, requests: list[minilib.Request], layer: int) -> dict[str, Any]:
     """The eigenvalues of G of some requests at a layer."""
     C = covariance.second_moment(lm, [layer])[layer].double()
-    keys = []
-    for request in requests:
-        x = lm.encode(request)
-        with torch.no_grad(), hooks.read({"k": lm.down_projection(layer)}, at="input", stop=True) as seen:
-            lm.model(**lm.batch([x.ids]))
-        keys.append(seen["k"][0, x.subject].double())
-    K1 = torch.stack(keys, dim=1)
+    encoded = lm.encode(requests)
+    keys = guards.keys(lm, layer, [x.ids for x in encoded])
+    K1 = torch.stack([k[x.subject].double() for k, x in zip(keys, encoded, strict=True)], dim=1)
     G = K1.T @ torch.linalg.solve(C, K1)
     return {"layer": layer, "eigenvalues": [round(x, 3) for x in torch.linalg.eigvalsh(G).tolist()]}
 

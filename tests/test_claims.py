@@ -1,7 +1,7 @@
 """The page on claims: each of its numbers is one that was measured."""
 
-import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,10 @@ import pytest
 from minilib import benchmark, statistics, stored, verdicts
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import same_values  # noqa: E402
+
 TEXT = re.sub(r"\s+", " ", (ROOT / "book" / "what_may_be_claimed.md").read_text("utf8"))
 
 
@@ -38,12 +42,7 @@ def trained_back(method, steps):
 
 def glued(notebook, name):
     """A number that a notebook put into its text."""
-    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text("utf8"))["cells"]
-    for output in (output for cell in cells for output in cell.get("outputs", [])):
-        record = output.get("metadata", {}).get("scrapbook", {})
-        if record.get("name", "").endswith(name):
-            return re.search(r"\d[\d.]*", str(*output["data"].values())).group()
-    raise AssertionError(f"{notebook} glues no {name}")
+    return same_values.glued(ROOT / "notebooks" / f"{notebook}.ipynb")[name]
 
 
 def likelier(method):

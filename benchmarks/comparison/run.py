@@ -31,7 +31,7 @@ from plan import AROUND, BUDGET, COMPARISONS, DRAWS, REFERENCES, STEPS, TRAINED,
 from minilib.measure.benchmark import append, read
 from minilib.measure.rows import RESULTS
 from minilib.show.stored import save
-from minilib.storage import cache_folder
+from minilib.storage import cache_folder, whole
 
 TOGETHER = 8  # cells of one draw that a process does
 # Seconds of one core where no cell of the method has been timed yet: to apply it, and to ask.
@@ -185,10 +185,8 @@ def unpack(out: Path, folder: Path = RESULTS) -> None:
     for world in DRAWS:
         file, packed = out / f"{world}.jsonl", folder / f"answers_{world}.jsonl.xz"
         if packed.is_file() and not file.exists():
-            text = lzma.decompress(packed.read_bytes())
-            started = file.with_suffix(".new")  # renamed when it is whole
-            started.write_bytes(text)
-            started.rename(file)
+            with whole(file) as scratch:
+                scratch.write_bytes(lzma.decompress(packed.read_bytes()))
 
 
 def pack(out: Path, folder: Path = RESULTS) -> None:

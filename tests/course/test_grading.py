@@ -302,7 +302,8 @@ def test_a_folder_of_strange_files_is_graded_or_refused_with_a_reason(built, tmp
     files["cut"].write_text(json.dumps(own["Max"]))
     run("grade.py", *arguments)
     marks = {row["student"]: row for row in table(out / "marks.csv")}
-    assert marks["cut"]["status"] == "graded" and float(marks["long"]["points"]) == 19
+    assert marks["cut"]["status"] == "graded" and float(marks["cut"]["points"]) == 0
+    assert float(marks["long"]["points"]) == 19
     changed = [file.parent.name for file, then in kept.items() if file.stat().st_mtime_ns != then]
     assert changed == ["cut"], "only what changed is graded again"
     assert {row["Username"] for row in table(out / "moodle.csv")} == set(marks)
