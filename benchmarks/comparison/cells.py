@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import worlds
-from plan import TOKENS, TRAINED, Job, settings
+from plan import AROUND, TOKENS, TRAINED, Job, settings
 from worlds import Cell
 
 from minilib import METHODS, metrics, stored
@@ -24,7 +24,7 @@ from minilib.unlearning import prompting, recipes
 from minilib.worlds import facts, tinyworld
 from minilib.worlds import texts as samples
 
-TOGETHER = 20  # questions run in one batch
+TOGETHER = 64  # questions run in one batch: all of them, since a step of generation costs what reading the weights does
 JUDGED = ("asked", "rephrased", "messages")  # kinds of which it is stored how likely the judge finds an answer
 UNKNOWN = ("unknown", "unknown rephrased")  # asked of the unedited model alone
 PERSON = 5  # facts of one person: with history, an edit at a time
@@ -70,7 +70,7 @@ def apply(job: Job, cell: Cell) -> LM:
     if method == "oracle":
         assert cell.oracle is not None
         return cell.oracle
-    if method in ("filter", "system prompt", "in context"):
+    if method in AROUND:
         return around(job, cell, canned, how)
     if method in TRAINED:
         return train(job, cell, how)
@@ -81,8 +81,6 @@ def around(job: Job, cell: Cell, canned: list[Request], how: dict[str, Any]) -> 
     """What changes no weight: a rule that reads answers, or an instruction in front of each question."""
     if job.method == "system prompt":
         return prompting.system_prompt(cell.lm, canned, **how)
-    if job.method == "in context":
-        return prompting.in_context(cell.lm, canned, trained_on(cell, cell.retain), **how)
     from minilib.unlearning.filtering import output_filter
 
     values = [(fact, value) for fact in cell.forget for value in dict.fromkeys((fact.value, *fact.aliases))]
