@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -17,8 +18,9 @@ def pages() -> list[str]:
     return [page for page in found if not page.startswith("_")]
 
 
+@cache
 def soup(page: str) -> BeautifulSoup:
-    """A page's HTML as it was built, before any script ran."""
+    """A page's HTML as it was built, before any script ran: parsed once, and only to be looked at."""
     return BeautifulSoup((SITE / page).read_text("utf8"), "html.parser")
 
 
