@@ -18,8 +18,15 @@ STARTED = time.monotonic()
 def environment(workers: int = 1) -> dict[str, str]:
     """The environment for a command that runs ``workers`` processes: offline, and no more threads than cores."""
     threads = max(1, (os.cpu_count() or 1) // workers)
-    # A variable that the reader has set wins.
-    return {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "PYDEVD_DISABLE_FILE_VALIDATION": "1", **os.environ}
+    return {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": str(threads),
+        # Threads that have nothing to do sleep. By default they spin, and where something else wants the cores
+        # an answer of two seconds takes half a minute.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+        **os.environ,  # a variable that the reader has set wins
+    }
 
 
 def say(text: str) -> None:
