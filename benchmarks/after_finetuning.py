@@ -3,7 +3,8 @@
 The five facts of the author whom the comparison tunes on. For each setting: how the search for the values ended, what
 the model says to the five questions, and to twenty about others. Beside it MEMIT's preset on other sets of facts, and
 how alike their keys are: the eigenvalues γ of G = K₁ᵀC⁻¹K₁, along which MEMIT writes the share γ / (λ + γ) (chapter
-05). Run: python benchmarks/after_finetuning.py (half an hour on one core; it goes on where it stopped).
+05), and which part of what the values ask for lies along each. Run: python benchmarks/after_finetuning.py (forty
+minutes on one core; it goes on where it stopped).
 """
 
 import time
@@ -12,11 +13,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from scores import REFUSAL, Rows
+from torch import Tensor
 
 import minilib
 from minilib import alphaedit, authors, covariance, facts, guards, memit, refusals
 from minilib.covariance import SecondMoments
+from minilib.editors import values
 from minilib.worlds.facts import Fact
 
 AUTHOR, COUNTRY, OTHERS = 6, "Japan", 20  # the author is forgotten in no draw
@@ -91,14 +95,34 @@ def measure(
         }
 
 
-def alike(lm: minilib.LM, requests: list[minilib.Request], layer: int) -> dict[str, Any]:
-    """The eigenvalues of G of some requests at a layer."""
+def gram(lm: minilib.LM, requests: list[minilib.Request], layer: int) -> Float[Tensor, "n n"]:
+    """G = K₁ᵀC⁻¹K₁ of some requests at a layer."""
     C = covariance.second_moment(lm, [layer])[layer].double()
     encoded = lm.encode(requests)
     keys = guards.keys(lm, layer, [x.ids for x in encoded])
     K1 = torch.stack([k[x.subject].double() for k, x in zip(keys, encoded, strict=True)], dim=1)
-    G = K1.T @ torch.linalg.solve(C, K1)
+    return K1.T @ torch.linalg.solve(C, K1)
+
+
+def alike(lm: minilib.LM, requests: list[minilib.Request], layer: int) -> dict[str, Any]:
+    """The eigenvalues of G, from the smallest."""
+    G = gram(lm, requests, layer)
     return {"layer": layer, "eigenvalues": [round(x, 3) for x in torch.linalg.eigvalsh(G).tolist()]}
+
+
+def wanted(lm: minilib.LM, requests: list[minilib.Request], how: dict[str, Any]) -> dict[str, Any]:
+    """How alike the residuals of MEMIT's search are, and which part of ‖R‖² lies along each eigenvector of G."""
+    s = memit.Settings.of(lm, **how)
+    found = values.find(lm, requests, s.layers[-1], "block", s)
+    R = (found.v_star - found.v0).double().T
+    _, Q = torch.linalg.eigh(gram(lm, requests, s.layers[0]))
+    unit = R / R.norm(dim=0)
+    cosines = (unit.T @ unit)[*torch.triu_indices(len(requests), len(requests), 1)]
+    return {
+        "layer": s.layers[0],
+        "cosines": [round(x, 3) for x in cosines.tolist()],
+        "parts": [round(x, 4) for x in ((R @ Q).square().sum(0) / R.square().sum()).tolist()],
+    }
 
 
 def main() -> None:
@@ -110,10 +134,13 @@ def main() -> None:
     for name, (method, how) in SETTINGS.items():
         rows.keep("rows", name, partial(measure, *of["one author"], before, method, how))
     for name, some in of.items():  # is it the fine-tuning, or that the facts share a subject?
-        rows.keep("sets", name, partial(measure, *some, before, "memit", {}))
+        if name != "one author":  # the first row of all
+            rows.keep("sets", name, partial(measure, *some, before, "memit", {}))
         asked = [fact.request(REFUSAL) for fact in some[1]]
         for layer in (EARLY[0], MIDDLE[0]):
             rows.keep("keys", f"{name}, layer {layer}", partial(alike, some[0], asked, layer))
+        for search, how in (("the preset's search", {}), ("free search", FREE)):
+            rows.keep("wanted", f"{name}, {search}", partial(wanted, some[0], asked, how))
     author = [fact.request(REFUSAL) for fact in of["one author"][1]]
     rows.keep("keys", f"one author, not taught, layer {EARLY[0]}", partial(alike, before, author, EARLY[0]))
 
