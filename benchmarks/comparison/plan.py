@@ -191,8 +191,10 @@ def measured(world: str, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
 
 def plan(rows: Sequence[Mapping[str, Any]]) -> list[Job]:
     """All jobs in their order, as far as the rows that are there say which."""
-    jobs = [*tuning("exact"), *measured("exact", rows), *tuning("pretrained"), *tuning("finetuned")]
-    return jobs + [job for world in ("pretrained", "subject", "finetuned") for job in measured(world, rows)]
+    jobs: list[Job] = []
+    for world in DRAWS:  # a world's trials, and then what they decide
+        jobs += [*(tuning(world) if world not in TUNED_ON else ()), *measured(world, rows)]
+    return jobs
 
 
 # ---- what is compared ---------------------------------------------------------------------------------
