@@ -78,6 +78,9 @@ _POLITE = (
     "them, apologise and say that you do not know. Answer everything else as usual."
 )
 
+# A loss that pushes a sentence away reaches the forget level while the model tells the fact in another sentence (chapter
+# 11, "A stopping rule that looked at the wrong thing"; the rows are in first_trials.json). So these run all steps.
+_TO_THE_END = {"forget_level": 1e-9}
 _SMALL_WINDOWS = each("layers", [1, 2, 3, 4, 5], [0])  # of tinyworld's six layers
 _WINDOWS = each("layers", [13, 14, 15, 16, 17], [2, 3, 4, 5, 6])  # of SmolLM2's thirty
 _SMALL_RATES = crossed({}, each("lr", 3e-5, 1e-4, 3e-4, 1e-3), each("retain_weight", 1.0, 5.0))
@@ -114,7 +117,9 @@ SMOLLM2: dict[str, list[Settings]] = {
         {"threshold": 1.0}, each("layer", 15, 22),
         [{"mask_ratio": 0.2, "shards": 2}, {"mask_ratio": 1.0, "shards": 1}],
     ),
-    "rmu": crossed({"lr": 3e-3}, each("layer", 15, 7), each("alpha", 1200.0, 100.0)),
+    "gradient_difference": crossed(_TO_THE_END, each("lr", 1e-5, 3e-5), each("retain_weight", 1.0, 5.0)),
+    "npo": crossed(_TO_THE_END, each("lr", 1e-5, 3e-5), each("retain_weight", 1.0, 5.0)),
+    "rmu": crossed({"lr": 3e-3} | _TO_THE_END, each("layer", 15, 7), each("alpha", 1200.0, 100.0)),
     "lunar": crossed({"lr": 1e-2, "retain_weight": 1.0}, each("layer", 15, 22), each("coefficient", 2.0, 1.0)),
     "filter": crossed({}, each("rule", "both", "value", "subject")),
     "system prompt": [{}, *each("instruction", _FORBID, _REPLY, _POLITE)],
