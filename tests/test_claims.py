@@ -28,6 +28,11 @@ def pretrained(method, score):
     return "".join(r["each"].get(score, "") for r in rows)
 
 
+def known(method, score):
+    """The same marks, of the facts alone that the unedited model knew."""
+    return "".join(m for m, knew in zip(pretrained(method, score), pretrained("unedited", "leaked")) if knew == "1")
+
+
 def attacked(world, method, attack):
     """The marks of an attack over all draws."""
     rows = [r for r in stored.load("is_it_gone")[world] if r["method"] == method]
@@ -59,10 +64,10 @@ def ratio(run):
 
 CLAIMS = {
     "the question as edited": lambda: [
-        f"of which the unedited model answered {pretrained('unedited', 'leaked').count('1')}",
-        f"revealed in {marks(pretrained('rome', 'leaked'))} cases",
-        f"{marks(pretrained('rome', 'refused'))} answers are refusals",
-        f"can still be as high as {statistics.proportion(0, 15).high:.2f}",
+        f"The unedited model knew {len(known('rome', 'leaked'))} of them",
+        f"revealed in {marks(known('rome', 'leaked'))} cases",
+        *(["all answers are refusals"] if set(known("rome", "refused")) == {"1"} else ["some are no refusals"]),
+        f"can still be as high as {statistics.proportion(0, len(known('rome', 'leaked'))).high:.2f}",
     ],
     "what it cost": lambda: [
         f"{marks(pretrained('rome', 'neighbour kept'))} neighbouring questions",
