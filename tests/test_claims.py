@@ -85,7 +85,7 @@ CLAIMS = {
         ),
         f"The true share may still be {statistics.proportion(0, 60).high:.2f}",
         f"reveals {marks(attacked('finetuned', 'refusal_tuning', 'none'))} answers",
-        f"but {marks(attacked('finetuned', 'refusal_tuning', 'rephrasing'))} in other words",
+        f"but {marks(attacked('finetuned', 'refusal_tuning', 'rephrasing'))} when the question is rephrased",
         "A model that never knew gives {} and {} of 15".format(
             *(attacked("finetuned", "oracle", attack).count("1") for attack in ("rephrasing", "priming"))
         ),
