@@ -30,7 +30,8 @@ def pretrained(method, score):
 
 def known(method, score):
     """The same marks, of the facts alone that the unedited model knew."""
-    return "".join(m for m, knew in zip(pretrained(method, score), pretrained("unedited", "leaked")) if knew == "1")
+    both = zip(pretrained(method, score), pretrained("unedited", "leaked"), strict=True)
+    return "".join(mark for mark, knew in both if knew == "1")
 
 
 def attacked(world, method, attack):

@@ -93,9 +93,10 @@ def left(out: Path, only: Sequence[str] | None = None) -> list[Job]:
 def scatter(jobs: Sequence[Job], out: Path, processes: int) -> None:
     """Hand cells to processes, a few of the same draw at a time."""
     batches: list[list[Job]] = []
+    size = min(TOGETHER, -(-len(jobs) // processes))  # so that none stands idle at the end
     for job in jobs:
         last = batches[-1] if batches else []
-        if last and len(last) < TOGETHER and (last[0].world, last[0].draw) == (job.world, job.draw):
+        if last and len(last) < size and (last[0].world, last[0].draw) == (job.world, job.draw):
             last.append(job)
         else:
             batches.append([job])
