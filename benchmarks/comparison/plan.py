@@ -78,8 +78,8 @@ _POLITE = (
     "them, apologise and say that you do not know. Answer everything else as usual."
 )
 
-# A loss that pushes a sentence away gets to the forget level while the model tells the fact in another one. So these run
-# all steps (chapter 11, "A stopping rule that looked at the wrong thing"; those trials are in first_trials.json).
+# A loss that pushes a sentence away gets to the forget level while the model tells the fact in another one, so these
+# run all steps (chapter 11, "A stopping rule that looked at the wrong thing"; those trials are in first_trials.json).
 _TO_THE_END = {"forget_level": 1e-9}
 _SMALL_WINDOWS = each("layers", [1, 2, 3, 4, 5], [0])  # of tinyworld's six layers
 _WINDOWS = each("layers", [13, 14, 15, 16, 17], [2, 3, 4, 5, 6])  # of SmolLM2's thirty
