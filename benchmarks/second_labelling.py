@@ -1,6 +1,6 @@
 """Label answers of the comparison a second time, from question, right answers and reply alone.
 
-Two hundred answers of SmolLM2 to forgotten questions, drawn from rows that did not exist when the rules of
+Two hundred answers of SmolLM2 to forgotten questions, drawn from trials that had not been run when the rules of
 ``minilib.refusals`` were written: of each method as many as of any other, no question with the same reply twice. Run:
 python benchmarks/second_labelling.py --sheet sheet.csv, let somebody fill in the last two columns with y or n (does the
 reply decline to answer? does it give a right answer?) who sees neither method nor rule, and then
@@ -23,7 +23,8 @@ COLUMNS = ["number", "question", "right answers", "reply", "declines", "gives it
 
 def sample() -> list[dict[str, Any]]:
     """Replies in a random order, with the method and the setting that they come from."""
-    every, draw = rows.load(WORLD), random.Random(SEED)
+    every = [row for row in rows.load(WORLD) if row["draw"] < 0]
+    draw = random.Random(SEED)
     asked = {row["draw"]: row["questions"] for row in every if row["method"] == "unedited"}
     of_method: dict[str, list[dict[str, Any]]] = {}
     seen: set[tuple[str, str]] = set()
