@@ -21,7 +21,7 @@ QUESTIONS = {
     "Do I need a GPU?": ([], "no GPU, no account"),
     "What do I have to know before?": (["Before chapter 01"], "A test of yourself"),
     "How long does it take?": (["Before chapter 01"], "reading, minutes"),
-    "Which method should I use?": (["Which method should I use?"], "Four questions, in this order"),
+    "Which method should I use?": (["Which method should I use?"], "Five questions, in this order"),
     "Is it really gone?": (["Is it really gone?"], "masked"),
     "What does k* mean?": (["Notation"], "a key: what enters"),
     "What is a null space?": (["Glossary"], "null space"),
