@@ -45,6 +45,8 @@ class Visit:
         self.page.on("response", self._response)
         self.context.route("**/*", lambda route: self._route(route, address))
         self.page.goto(f"{address}/{path}", wait_until="load")
+        if 'http-equiv="refresh"' in (SITE / path).read_text("utf8")[:1000].lower():  # leads elsewhere
+            self.page.wait_for_url(lambda url: not url.endswith(f"{address}/{path}"), wait_until="load")
         self.settle()
 
     def settle(self) -> None:
