@@ -24,7 +24,7 @@ TUNED_ON = {"subject": "pretrained"}  # its settings are those of pretrained kno
 MEASURED_FOR = {"subject": ("polite",)}  # what an edit does beside its fact is asked of the refusals that one would use
 BUDGET = {"exact": 8, "pretrained": 4, "finetuned": 4}
 TOKENS = 60  # of an answer, at most
-STEPS = {"exact": 120, "smollm2": 40}  # of training, at most; it ends at the forget level
+STEPS = {"exact": 120, "smollm2": 40}  # of training, at most; most end at the forget level
 
 EDITORS = ("rome", "memit", "alphaedit", "grace", "wise")
 SELF_WRITTEN = ("rome, self-written", "alphaedit, self-written")
@@ -117,8 +117,8 @@ SMOLLM2: dict[str, list[Settings]] = {
         {"threshold": 1.0}, each("layer", 15, 22),
         [{"mask_ratio": 0.2, "shards": 2}, {"mask_ratio": 1.0, "shards": 1}],
     ),
-    "gradient_difference": crossed(_TO_THE_END, each("lr", 1e-5, 3e-5), each("retain_weight", 1.0, 5.0)),
-    "npo": crossed(_TO_THE_END, each("lr", 1e-5, 3e-5), each("retain_weight", 1.0, 5.0)),
+    "gradient_difference": crossed(_TO_THE_END, _RATES),
+    "npo": crossed(_TO_THE_END, _RATES),
     "rmu": crossed({"lr": 3e-3} | _TO_THE_END, each("layer", 15, 7), each("alpha", 1200.0, 100.0)),
     "lunar": crossed({"lr": 1e-2, "retain_weight": 1.0}, each("layer", 15, 22), each("coefficient", 2.0, 1.0)),
     "filter": crossed({}, each("rule", "both", "value", "subject")),
