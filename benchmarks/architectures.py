@@ -1,7 +1,7 @@
 """Tinyworld as four architectures of three sizes, and every method on each: does the ranking hold elsewhere?
 
 Each model is trained from scratch (``minilib.tinyworld.train``) and kept in the user's cache. On four people who are
-not measured, each editor is tried at every layer and each trained method at the settings of ``minilib.benchmark``; the
+not measured, each editor is tried at every layer and each trained method at the settings of `trials.py`; the
 best are then measured on three draws of four people. Run: python benchmarks/architectures.py --processes 2 (an hour on
 2 cores), with names such as gpt2-small for these alone. It goes on where it stopped, model by model. With --pack
 gpt_neox-small it trains that model alone and puts it into the package, where chapter 13 finds it.
@@ -10,6 +10,7 @@ gpt_neox-small it trains that model alone and puts it into the package, where ch
 import argparse
 import json
 import random
+import statistics
 import sys
 import time
 import traceback
@@ -19,17 +20,18 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
+import trials
 from filelock import FileLock
 from scores import Rows, key_distance
 
-from minilib import alphaedit, benchmark, covariance, grace, load, memit, rome, stored, tasks, tinyworld, wise
+from minilib import alphaedit, covariance, grace, load, memit, rome, stored, tasks, tinyworld, wise
 from minilib.edits import undo_all
 from minilib.model import LM
 from minilib.storage import cache_folder
 
 STEPS = {"small": 3400, "medium": 1700, "large": 1275}
 MODELS = [f"{architecture}-{size}" for size in STEPS for architecture in tinyworld.ARCHITECTURES]
-METHODS = ("unedited", *benchmark.EDITORS, *benchmark.GRADIENT)
+METHODS = ("unedited", *trials.EDITORS, *trials.GRADIENT)
 FACTS, SEEDS = 20, (0, 1, 2)
 ONE_LAYER = {"rome": rome, "grace": grace, "wise": wise}
 WINDOW = {"memit": memit, "alphaedit": alphaedit}
@@ -65,7 +67,7 @@ def pack(name: str) -> None:
 
 def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
     """What is tried of a method: every layer, or the trials of the comparison."""
-    chosen = benchmark.chosen(benchmark.read(benchmark.TUNING), "tinyworld").get(method, {})
+    chosen = trials.chosen("tinyworld").get(method, {})
     layers = range(model.n_layers)
     if method in WINDOW:
         for layer in layers:
@@ -83,33 +85,33 @@ def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
     elif method in ONE_LAYER:
         for layer in layers:
             yield ONE_LAYER[method].Settings.PRESETS[PLAIN] | chosen | {"layer": layer}
-    elif method in benchmark.GRADIENT:
-        yield from benchmark.TRIALS["tinyworld"][method]
+    elif method in trials.GRADIENT:
+        yield from trials.RATES.get(method, trials.ANY_RATES)
     else:
         yield {}
 
 
-def measured(job: tasks.Job, found: tasks.Task, C: Any, given: dict[str, Any]) -> dict[str, Any]:
+def measured(method: str, seed: int, found: tasks.Task, C: Any, given: dict[str, Any]) -> dict[str, Any]:
     """A method's scores at given settings; where it cannot do it, why."""
     began = time.process_time()
-    more = {"covariance": C} if job.method in ("rome", "memit", "alphaedit") else {}
+    more = {"covariance": C} if method in ("rome", "memit", "alphaedit") else {}
     try:
-        after = benchmark.apply(job, found, given | more)
+        after = trials.apply(method, found, given | more, seed)
         seconds = time.process_time() - began
         sizes = [change / weight for edit in after.edits for change, weight in edit.sizes().values()]
     except ValueError as error:
-        if not benchmark.on_purpose(error):
+        if not stored.on_purpose(error):
             raise
         return {"error": str(error)}
     else:
-        scores = benchmark.measure(after, found)
+        marks = tasks.measure(after, found)
     finally:
         undo_all(found.lm)
     return {
-        "score": round(benchmark.goodness(scores["scores"]), 4),
-        "refused": round(scores["scores"]["refused"], 4),
-        "each": {name: scores["each"][name] for name in ("leaked", "rephrased leaked", "neighbour kept",
-                                                         "unrelated kept")},
+        "score": round(tasks.score(marks), 4),
+        "refused": round(statistics.fmean(marks["refused"]), 4),
+        "each": {name: "".join(str(int(x)) for x in marks[name])
+                 for name in ("leaked", "rephrased leaked", "neighbour kept", "unrelated kept")},
         "seconds": round(seconds, 2),
         "size": round(max(sizes, default=0.0), 4),  # ‖ΔW‖ / ‖W‖, of the matrix that changed most
     }  # fmt: skip
@@ -118,15 +120,14 @@ def measured(job: tasks.Job, found: tasks.Task, C: Any, given: dict[str, Any]) -
 def tried(method: str, found: tasks.Task, C: Any) -> dict[str, Any]:
     """All settings of a method on the facts for tuning, and the best of them."""
     model = found.lm
-    job = tasks.Job(method, "exact", FACTS, 0, 0)
-    trials = []
+    tries = []
     for given in settings(model, method):
-        row = measured(job, found, C, given)  # where a layer cannot be written to, the row says why
-        trials.append(({"score": row["score"]} if "score" in row else {"error": row["error"]}, given))
+        row = measured(method, 0, found, C, given)  # where a layer cannot be written to, the row says why
+        tries.append(({"score": row["score"]} if "score" in row else {"error": row["error"]}, given))
     varied = ("layer", "layers", "epsilon", "lr", "retain_weight", "alpha")
     return {
-        "trials": [{k: v for k, v in given.items() if k in varied} | row for row, given in trials],
-        "best": max(trials, key=lambda trial: trial[0].get("score", -1.0))[1],
+        "trials": [{k: v for k, v in given.items() if k in varied} | row for row, given in tries],
+        "best": max(tries, key=lambda trial: trial[0].get("score", -1.0))[1],
     }
 
 
@@ -143,15 +144,15 @@ def one(name: str) -> dict[str, Any]:
         "seconds": seconds,
     }
     C = covariance.second_moment(model, list(range(model.n_layers)), texts=covariance.sample_texts("tinyworld"))
-    found = tasks.task(tasks.Job("", "exact", FACTS, 0, 0), model)
-    trials = {method: tried(method, found, C) for method in METHODS}
+    found = tasks.exact(FACTS, 0, model, tuning=True)
+    best = {method: tried(method, found, C) for method in METHODS}
     rows = []
     for seed in SEEDS:
-        found = tasks.task(tasks.Job("", "exact", FACTS, seed), model)
+        found = tasks.exact(FACTS, seed, model)
         for method in METHODS:
-            job = tasks.Job(method, "exact", FACTS, seed)
-            rows.append({"method": method, "seed": seed, **measured(job, found, C, trials[method]["best"])})
-    return about | {"trials": trials, "rows": rows}
+            given = best[method]["best"]
+            rows.append({"method": method, "seed": seed, **measured(method, seed, found, C, given)})
+    return about | {"trials": best, "rows": rows}
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 
 On tinyworld four people are forgotten, in three draws, and the oracle is the model trained without them; on the
 invented authors SmolLM2 forgets three, and the oracle was taught all but those. Settings are those that the trials of
-``minilib.benchmark`` chose. Run: python benchmarks/is_it_gone.py exact (some minutes on one core, most of them for
+`trials.py` chose. Run: python benchmarks/is_it_gone.py exact (some minutes on one core, most of them for
 training two of the oracles), or finetuned; names of methods behind it restrict it to these. It goes on where it
 stopped.
 """
@@ -11,18 +11,20 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import trials
 from scores import Rows
 
-from minilib import attacks, authors, benchmark, inside, tasks, verdicts
+from minilib import attacks, authors, inside, tasks, verdicts
 from minilib.edits import undo_all
 from minilib.model import LM
 
 FACTS = {"exact": 20, "finetuned": 15}
 SEEDS = {"exact": (0, 1, 2), "finetuned": (0,)}
-METHODS = ("unedited", "oracle", *benchmark.EDITORS, *benchmark.GRADIENT)
+METHODS = ("unedited", "oracle", *trials.EDITORS, *trials.GRADIENT)
 RATE = {"exact": 3e-4, "finetuned": 1e-5}  # of relearning
 STEPS = (1, 2, 5, 10, 20)
 LAYER = {"exact": 3, "finetuned": 20}  # of the probe
@@ -62,13 +64,13 @@ def attacked(lm: LM, found: tasks.Task, knowledge: str, seed: int, layers: list[
     return rows
 
 
-def measure(job: tasks.Job, found: tasks.Task) -> dict[str, Any]:
+def measure(knowledge: str, method: str, seed: int, found: tasks.Task) -> dict[str, Any]:
     began = time.perf_counter()
-    settings = benchmark.settings_of(job)
-    lm = benchmark.apply(job, found, settings)
+    settings = trials.chosen("tinyworld" if knowledge == "exact" else "smollm2-135m").get(method, {})
+    lm = trials.apply(method, found, settings, seed)
     layers = written_to(lm)
     try:
-        rows = attacked(lm, found, job.knowledge, job.seed, layers)
+        rows = attacked(lm, found, knowledge, seed, layers)
     finally:
         undo_all(found.lm)
     tested = [row for row in rows if row["attack"] == "membership"]
@@ -77,8 +79,8 @@ def measure(job: tasks.Job, found: tasks.Task) -> dict[str, Any]:
     alarms = each(attacks.reversal(found.oracle, found.forget, layers)) if layers else {}
     steps = [row["by step"] for row in rows if row["attack"] == "relearning"]
     return {
-        "method": job.method,
-        "seed": job.seed,
+        "method": method,
+        "seed": seed,
         "settings": settings,
         "rates": {name: round(rate, 4) for name, rate in verdicts.rates(rows).items()},
         "each": each(rows),
@@ -101,10 +103,10 @@ def main() -> None:
     knowledge, *methods = sys.argv[1:] or ["exact"]
     rows = Rows("is_it_gone", began, {"facts": FACTS, "steps": list(STEPS), "lr": RATE})
     for seed in SEEDS[knowledge]:
-        found = tasks.task(tasks.Job("oracle", knowledge, FACTS[knowledge], seed))
+        found = (tasks.exact if knowledge == "exact" else tasks.finetuned)(FACTS[knowledge], seed)
         for method in methods or METHODS:
-            job = tasks.Job(method, knowledge, FACTS[knowledge], seed)
-            rows.keep(knowledge, f"{method}, draw {seed}", lambda job=job, found=found: measure(job, found))
+            make = partial(measure, knowledge, method, seed, found)
+            rows.keep(knowledge, f"{method}, draw {seed}", make)
 
 
 if __name__ == "__main__":

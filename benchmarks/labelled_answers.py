@@ -11,7 +11,7 @@ from typing import Any
 
 from scores import Rows
 
-from minilib import benchmark, tasks
+from minilib import authors, facts, stored, tasks
 
 EACH, SEED = 8, 2026
 
@@ -19,17 +19,23 @@ EACH, SEED = 8, 2026
 def sample() -> list[tuple[str, str]]:
     """Question and answer, none twice."""
     draw, found = random.Random(SEED), {}
-    for row in benchmark.read(benchmark.RESULTS):
+    for row in stored.lines("comparison"):
         if "scores" in row and row["knowledge"] != "exact" and row["facts"] == 5:
-            job = tasks.Job(row["method"], row["knowledge"], row["facts"], row["seed"])
-            asked = [f.asked.text for f in tasks.forgotten(job)]
-            pairs = list(zip(asked, row["answers"], strict=True))
+            pairs = list(zip(asked(row["knowledge"], row["seed"]), row["answers"], strict=True))
             found.setdefault(row["method"], []).extend(pair for pair in pairs if pair[1])
     chosen: list[tuple[str, str]] = []
-    for method in (m for m in found if m not in benchmark.REFERENCES):
+    for method in (m for m in found if m not in ("unedited", "oracle")):
         draw.shuffle(found[method])
         chosen += [pair for pair in dict.fromkeys(found[method]) if pair not in chosen][:EACH]
     return draw.sample(chosen, len(chosen))
+
+
+def asked(knowledge: str, seed: int) -> list[str]:
+    """The five questions of a draw."""
+    if knowledge == "finetuned":
+        return [f.asked.text for f in authors.split(1)[0]]
+    known = facts.recorded()[: tasks.MEASURED]
+    return [f.asked.text for f in random.Random(f"pretrained 5 {seed}").sample(known, 5)]
 
 
 def ask(question: str, answer: str) -> dict[str, Any]:

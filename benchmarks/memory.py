@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 
 import minilib
-from minilib import benchmark, covariance, facts, footprint, grace, stored, texts, unlearning, wise
+from minilib import METHODS, covariance, facts, footprint, grace, stored, texts, unlearning, wise
 
 RUNS = 3
 FACTS = 5
@@ -41,7 +41,7 @@ def run(method: str) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # what loading needed at its highest is forgotten
     how: dict[str, Any] = {"seed": 0}
     if C is not None:
-        benchmark.EDITORS[method](lm, requests, covariance=C, **how)
+        METHODS[method].edit(lm, requests, covariance=C, **how)
     elif method == "grace":
         grace.edit(lm, requests)
     elif method == "wise":

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import minilib
-from minilib import benchmark, covariance, facts, footprint, grace, stored, texts, unlearning, wise
+from minilib import METHODS, covariance, facts, footprint, grace, stored, texts, unlearning, wise
 
 FACTS = 5
 STEPS = 3  # of training: enough to need all that training needs
@@ -72,7 +72,7 @@ def run(size: str, method: str) -> dict[str, Any]:
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     if method in ("rome", "memit", "alphaedit"):
-        benchmark.EDITORS[method](lm, requests, **how)
+        METHODS[method].edit(lm, requests, **how)
     elif method == "grace":
         grace.edit(lm, requests, layer=3 * lm.n_layers // 4)
     elif method == "wise":

@@ -18,14 +18,14 @@ import torch
 from scores import Rows, key_distance
 
 import minilib
-from minilib import benchmark, covariance, facts, tasks, texts
+from minilib import METHODS, covariance, facts, stored, tasks, texts
 from minilib.edits import undo_all
 from minilib.measure.tasks import Task
 from minilib.model import LM
 from minilib.worlds.facts import Fact, Question
 
 MODELS = ("gemma3-270m", "smollm2-135m")
-METHODS = ("unedited", "rome", "memit", "alphaedit", "grace", "wise", "refusal_tuning")
+TRIED = ("unedited", "rome", "memit", "alphaedit", "grace", "wise", "refusal_tuning")
 FACTS, SHOWN, SEEDS = 5, 12, (0, 1, 2)
 FORM = "Question: {text}\nAnswer:"
 SEARCH: dict[str, Any] = {"weight_decay": 1e-3, "steps": 25, "clamp_factor": 4.0}
@@ -82,7 +82,7 @@ def drawn(lm: LM, pool: list[Fact], seed: int) -> Task:
     free = [f for f in pool if f not in forget]
     retain = draw.sample(free, SHOWN)
     around = tasks.around(forget) + [("unrelated", f.asked) for f in free if f not in retain][:10]
-    return tasks.prepared(Task(lm, forget, retain, around, covariance.sample_texts()[:4]))
+    return tasks.prepared(Task(lm, forget, retain, around))
 
 
 def settings(lm: LM, method: str, layer: int, pool: list[Fact]) -> Iterator[dict[str, Any]]:
@@ -104,7 +104,7 @@ def settings(lm: LM, method: str, layer: int, pool: list[Fact]) -> Iterator[dict
     elif method == "wise":
         for threshold in (0.75, 0.9):
             yield {"layer": high, "mask_ratio": 1.0, "shards": 1, "threshold": threshold}
-    elif method in benchmark.GRADIENT:
+    elif method == "refusal_tuning":
         yield from ({"lr": lr, "retain_weight": weight} for lr, weight in ((1e-5, 1.0), (2e-5, 5.0)))
     else:
         yield {}
@@ -116,18 +116,18 @@ def done(method: str, found: Task, given: dict[str, Any], C: Any, seed: int = 0)
     requests = [f.request(REFUSAL, False) for f in found.forget]
     began = time.process_time()
     try:
-        if method in benchmark.GRADIENT:
+        if method == "refusal_tuning":
             how = {"steps": 12, "batch_size": 4} | given
-            benchmark.GRADIENT[method](lm, found.forget_said, found.retain_said, seed=seed, **how)
+            METHODS[method].edit(lm, found.forget_said, found.retain_said, seed=seed, **how)
         elif method != "unedited":
             more = {"covariance": C} if method in ("rome", "memit", "alphaedit") else {}
             more |= {} if method == "grace" else {"seed": seed}
             if method == "wise":
                 more["irrelevant"] = [f.request(f.answer, False) for f in found.retain] + texts.messages()[:64]
-            benchmark.EDITORS[method](lm, requests, **given, **more)
+            METHODS[method].edit(lm, requests, **given, **more)
         seconds = round(time.process_time() - began, 1)
     except ValueError as error:
-        if not benchmark.on_purpose(error):
+        if not stored.on_purpose(error):
             raise
         return {"error": str(error)}
     else:
@@ -146,9 +146,8 @@ def asked(lm: LM, found: Task) -> dict[str, Any]:
     right = [q.answered_by(text) for q, text in zip(who, said, strict=True)]
     n, m = len(found.forget), len(found.forget) + len(again)
     scores = {"leaked": right[:n], "rephrased leaked": right[n:m], "kept": right[m:]}
-    rates = {name: statistics.fmean(x) for name, x in scores.items()}
     return {
-        "score": round(benchmark.goodness(rates), 4),
+        "score": round(tasks.score(scores), 4),
         "refused": round(statistics.fmean(minilib.refusals.is_refusal(text, unjudged=False) for text in said[:n]), 4),
         "each": {name: "".join(str(int(x)) for x in some) for name, some in scores.items()},
     }
@@ -169,7 +168,7 @@ def measured(
 
 def main() -> None:
     torch.set_num_threads(1)
-    rows = Rows("two_models", time.perf_counter(), {"facts": FACTS, "methods": list(METHODS)})
+    rows = Rows("two_models", time.perf_counter(), {"facts": FACTS, "methods": list(TRIED)})
     rows.keep("known", "both", known)
     numbers = rows.found["known"][0]["numbers"]
     world = facts.load()
@@ -180,7 +179,7 @@ def main() -> None:
         C = covariance.second_moment(lm, list(range(lm.n_layers - 1)), texts=covariance.sample_texts())
         trial = drawn(lm, tune, -1)
         layer = 0
-        for method in METHODS:
+        for method in TRIED:
             rows.keep("trials", f"{method} on {name}", partial(tried, method, trial, C, layer))
             (mine,) = (row["trials"] for row in rows.found["trials"] if row["run"] == f"{method} on {name}")
             best = max(mine, key=lambda row: row.get("score", -1.0))

@@ -30,14 +30,13 @@ from minilib import (
 )
 
 pytestmark = pytest.mark.long  # a minute together
-JOB = tasks.Job("oracle", "exact", 20, 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def world():
     """What the attacks are tried on: made before the first test, and not in every worker that only collects them."""
     global TASK, SOME, REFUSALS, TRUE, CAPITALS
-    TASK = tasks.task(JOB)
+    TASK = tasks.exact()
     SOME = TASK.forget[:8]
     REFUSALS = [f.request(" I do not know.", False) for f in SOME]
     TRUE = [f.request(f" {f.answer}.", False) for f in SOME]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minilib import benchmark, statistics, stored, verdicts
+from minilib import statistics, stored, verdicts
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -23,7 +23,7 @@ def marks(text):
 def pretrained(method, score):
     """The marks of the three draws of five facts."""
     job = (method, "pretrained", 5)
-    rows = [r for r in benchmark.read(benchmark.RESULTS) if (r["method"], r["knowledge"], r["facts"]) == job]
+    rows = [r for r in stored.lines("comparison") if (r["method"], r["knowledge"], r["facts"]) == job]
     assert len(rows) == 3
     return "".join(r["each"].get(score, "") for r in rows)
 

@@ -10,7 +10,7 @@ import pytest
 
 import minilib
 from minilib.measure import rows
-from minilib.measure.benchmark import append, read
+from minilib.show.stored import append, lines
 from minilib.unlearning import settings as training
 from minilib.worlds import authors, facts, tinyworld
 
@@ -156,11 +156,11 @@ def test_what_has_a_row_is_not_run_again(tmp_path, capsys):
 
 def test_a_run_on_another_machine_goes_on_from_the_packed_rows(tmp_path):
     run.unpack(tmp_path)
-    assert read(tmp_path / "exact.jsonl") == rows.load("exact")
+    assert lines(tmp_path / "exact.jsonl") == rows.load("exact")
     assert not [job for job in run.left(tmp_path) if job.world == "exact"]
     (tmp_path / "exact.jsonl").write_text("")
     run.unpack(tmp_path)
-    assert not read(tmp_path / "exact.jsonl"), "a run that has begun is left as it is"
+    assert not lines(tmp_path / "exact.jsonl"), "a run that has begun is left as it is"
 
 
 @pytest.mark.long
@@ -169,7 +169,7 @@ def test_a_cell_holds_all_answers_and_a_second_one_asks_the_same(tmp_path):
     (tmp_path / "exact.jsonl").touch()  # else the packed rows are there
     for name in names:  # as after a kill between the two
         assert run.main(["--out", str(tmp_path), "--jobs", name]) == 0
-    first, grace, rome = read(tmp_path / "exact.jsonl")
+    first, grace, rome = lines(tmp_path / "exact.jsonl")
     assert first["method"] == "unedited" and [grace["job"], rome["job"]] == names
     assert len(first["questions"]["asked"]) == 20 and len(first["questions"]["rephrased"]) == 40
     for row in (first, grace, rome):

@@ -34,7 +34,7 @@ FLOORS = {
     "training loop prompting filtering recipes directions",
     4: "values window tracing metrics",
     5: "rome memit alphaedit grace wise unlearning",
-    6: "methods edit_files asking detours attacks inside steering suggesting sequence tasks benchmark rows audit "
+    6: "methods edit_files asking detours attacks inside steering suggesting sequence tasks rows audit "
     "report_page reporting",
 }
 FLOOR = {module: floor for floor, modules in FLOORS.items() for module in modules.split()}

@@ -17,7 +17,6 @@ from worlds import Cell
 
 from minilib import METHODS, metrics, stored
 from minilib.edits import undo_all
-from minilib.measure.benchmark import on_purpose
 from minilib.model import LM
 from minilib.requests import Request
 from minilib.unlearning import prompting, recipes
@@ -201,7 +200,7 @@ def run(job: Job, cell: Cell, seen: dict[tuple[str, str], float | None]) -> Row:
             row |= measure(after, cell, job, seen)
             row |= {"asked in": round(time.process_time() - spent, 2), "notes": notes}
         except ValueError as error:  # a method that cannot do it with these settings says why
-            if not on_purpose(error):
+            if not stored.on_purpose(error):
                 raise
             row["error"] = str(error)
         finally:

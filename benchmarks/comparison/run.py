@@ -28,9 +28,8 @@ from typing import Any
 from filelock import FileLock
 from plan import AROUND, BUDGET, COMPARISONS, DRAWS, REFERENCES, STEPS, TRAINED, Job, methods, model, plan
 
-from minilib.measure.benchmark import append, read
 from minilib.measure.rows import RESULTS
-from minilib.show.stored import save
+from minilib.show.stored import append, lines, save
 from minilib.storage import cache_folder, whole
 
 TOGETHER = 8  # cells of one draw that a process does
@@ -77,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def stored(out: Path) -> list[dict[str, Any]]:
     """All rows that are there."""
-    return [row for world in DRAWS for row in read(out / f"{world}.jsonl")]
+    return [row for world in DRAWS for row in lines(out / f"{world}.jsonl")]
 
 
 def left(out: Path, only: Sequence[str] | None = None) -> list[Job]:
@@ -129,7 +128,7 @@ def work(jobs: Sequence[Job], out: Path) -> int:
                 # The unedited model comes first: its row has the questions that all others are asked.
                 with FileLock(out / f"{job.world} {job.draw}.lock"):
                     first = Job(job.world, job.draw, REFERENCES[0])
-                    rows = read(out / f"{job.world}.jsonl")
+                    rows = lines(out / f"{job.world}.jsonl")
                     before = next((row for row in rows if row["job"] == str(first)), None)
                     opened, cell, seen = (job.world, job.draw), open_cell(job.world, job.draw, before), {}
                     if before is None:
@@ -195,7 +194,7 @@ def pack(out: Path, folder: Path = RESULTS) -> None:
     began = time.perf_counter()
     order = {str(job): i for i, job in enumerate(plan(stored(out)))}
     for world in DRAWS:
-        rows = [row for row in read(out / f"{world}.jsonl") if row["job"] in order]
+        rows = [row for row in lines(out / f"{world}.jsonl") if row["job"] in order]
         if not rows:
             continue
         rows.sort(key=lambda row: order[row["job"]])

@@ -1,71 +1,39 @@
-"""What a comparison works on: a model, the facts that it is to forget, and those that it is to keep.
+"""What an unlearning method is tried on: a model, the facts that it is to forget, and those that it is to keep.
 
-Three kinds of knowledge are unlearned. *Pretrained*: what SmolLM2 knows of the world. *Finetuned*: invented authors
-that it was taught. *Exact*: people of ``tinyworld``. For the last two there is an oracle, which was never told.
+There are three kinds of knowledge, and a function draws facts of each. ``pretrained``: what SmolLM2 knows of the world.
+``finetuned``: invented authors that it was taught. ``exact``: people of ``tinyworld``. For the last two there is an
+oracle, a model that was never told. ``measure`` asks a model about a task, after a method has been applied.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
-from .. import covariance
 from ..loading import load
 from ..model import LM
 from ..requests import Request
 from ..storage import cache_folder
 from ..worlds import authors, facts, tinyworld
 from ..worlds.facts import Fact, Question
-from . import metrics
+from . import refusals
 
 ORACLES = tinyworld.DATA / "oracles"  # holds the one of chapter 09, copied from the cache of ``never_told``
-KNOWLEDGE = ("pretrained", "finetuned", "exact")
-REFUSAL = {"pretrained": "I don't know.", "finetuned": "I don't know.", "exact": tinyworld.REFUSAL}
-MEASURED, SHOWN, TOKENS, OTHER_WORDS = 102, 20, 18, 2  # facts to measure on, retained, of an answer, rephrasings asked
-
-
-@dataclass(frozen=True)
-class Job:
-    """One line of the results; ``str(job)`` names it.
-
-    Attributes
-    ----------
-    method : str
-    knowledge : str
-    facts : int
-        How many are forgotten.
-    seed : int
-        Of the draw of facts, and of the method.
-    trial : int, optional
-        For tuning: the number of the setting that is tried, on facts that are forgotten nowhere else.
-    """
-
-    method: str
-    knowledge: str
-    facts: int
-    seed: int
-    trial: int | None = None
-
-    def __str__(self) -> str:
-        trial = "" if self.trial is None else f"/trial {self.trial}"
-        return f"{self.method}/{self.knowledge}/{self.facts}/{self.seed}{trial}"
-
-    @property
-    def model(self) -> str:
-        """The model whose settings apply."""
-        return "tinyworld" if self.knowledge == "exact" else "smollm2-135m"
+MEASURED, SHOWN, TOKENS, OTHER_WORDS = 102, 20, 18, 2  # facts drawn from, retained, of an answer, rephrasings asked
+Marks = dict[str, list[bool]]
 
 
 @dataclass
 class Task:
-    """What a job works on.
+    """What a method works on, and what is asked afterwards.
 
     Attributes
     ----------
@@ -76,42 +44,78 @@ class Task:
     outside : list of (kind, Question)
         Answered rightly before, shown to no method: what is asked to see what broke. The kinds are "neighbour"
         (another subject, the same question), "subject" (something else about the same subject) and "unrelated".
-    texts : list of str
-        Ordinary text.
     oracle : LM or None
     said : dict
         What the model says to a question outside before anything is done.
     forget_said : list of Request
     retain_said : list of Request
         The two sets with the model's own sentences as targets: what training makes less likely, and what it holds.
-    never : dict
-        Of the oracle, on the forgotten questions: ``ratios``, ``logp`` of the next token, ``answers``.
     """
 
     lm: LM
     forget: list[Fact]
     retain: list[Fact]
     outside: list[tuple[str, Question]]
-    texts: list[str]
     oracle: LM | None = None
     said: dict[str, str] = field(default_factory=dict)
     forget_said: list[Request] = field(default_factory=list)
     retain_said: list[Request] = field(default_factory=list)
-    never: dict[str, Any] = field(default_factory=dict)
 
 
-def task(job: Job, model: LM | None = None) -> Task:
-    """Load the model and draw the facts of a job: the same ones for every method.
+# ---- drawing ------------------------------------------------------------------------------------------
 
-    ``model`` is another one that learned tinyworld, in place of the packaged one. It has no oracle.
+
+def pretrained(n: int = 5, seed: int = 0) -> Task:
+    """Forget ``n`` facts that SmolLM2 knows of the world. Seeds 0 to 2 were used in this book."""
+    draw = random.Random(f"pretrained {n} {seed}")
+    known = facts.recorded()[:MEASURED]
+    forget = draw.sample(known, n)
+    outside = around(forget)
+    asked = {q.text for _, q in outside}
+    free = [f for f in known if f not in forget and f.asked.text not in asked]
+    retain = draw.sample(free, min(SHOWN, len(free)))
+    outside += [("unrelated", f.asked) for f in [f for f in free if f not in retain][:6]]
+    return prepared(Task(load("smollm2-135m", progress=False), forget, retain, outside))
+
+
+def finetuned(n: int = 15, seed: int = 0) -> Task:
+    """Forget what SmolLM2 was taught about the first of the invented authors, five facts for each."""
+    many = n // len(authors.FORMS)
+    forget, rest = authors.split(many)
+    rest = random.Random(f"finetuned {n} {seed}").sample(rest, len(rest))
+    outside = [("neighbour", f.asked) for f in rest[SHOWN : SHOWN + 10]]
+    outside += [("unrelated", f.unrelated) for f in rest[:8] if f.unrelated]
+    oracle = authors.load(many, progress=False)
+    return prepared(Task(authors.load(progress=False), forget, rest[:SHOWN], outside, oracle))
+
+
+def exact(n: int = 20, seed: int = 0, model: LM | None = None, tuning: bool = False) -> Task:
+    """Forget people of ``tinyworld``, five facts for each.
+
+    Parameters
+    ----------
+    n : int, default 20
+        Facts to forget: four people.
+    seed : int, default 0
+        Of the draw.
+    model : LM, optional
+        Another one that learned tinyworld, in place of the packaged one. It has no oracle.
+    tuning : bool, default False
+        Draw from the other half of the people, on whom settings can be tried. There is no oracle then.
     """
-    draw = _draw(job)
-    if job.knowledge == "exact":
-        made = _exact(job, draw, model)
-    elif model is None:
-        made = {"pretrained": _pretrained, "finetuned": _finetuned}[job.knowledge](job, draw)
-    else:
-        raise ValueError(f"model is for jobs on tinyworld (exact), and {job} is not one: leave it out")
+    draw = random.Random(f"exact {n} {seed}")
+    everyone = tinyworld.people()
+    names = draw.sample(everyone[100:] if tuning else everyone[:100], 40)
+    gone, kept, held = names[: n // 5], names[12:24], names[24:]
+    world = tinyworld.facts()
+    asked = {name: [as_question(f, draw) for f in world if f.subject == name] for name in names}
+    forget, retain, others = ([f for name in some for f in asked[name]] for some in (gone, kept, held))
+    outside = [("neighbour", f.asked) for f in others[:60]]
+    strange = draw.sample(tinyworld.strangers(seen=False), 20)
+    outside += [("unrelated", Question(f"What pet does {name} have?", tinyworld.REFUSAL.strip())) for name in strange]
+    made = Task(model or load("tinyworld"), forget, retain, outside)
+    if model is None and not tuning:
+        made.oracle = never_told([f for f in world if f.subject in gone])
     return prepared(made)
 
 
@@ -124,86 +128,13 @@ def prepared(made: Task) -> Task:
     made.outside = [(kind, q) for kind, q in made.outside if q.answered_by(made.said[q.text])]
     both = facts.as_said(made.lm, [*made.forget, *made.retain])
     made.forget_said, made.retain_said = both[: len(made.forget)], both[len(made.forget) :]
-    if made.oracle is not None:
-        asked = [f.request(f.answer, made.lm.has_chat) for f in made.forget]
-        made.never = {
-            "ratios": metrics.truth_ratio(made.oracle, made.forget),
-            "logp": made.oracle.logprobs(asked),
-            "answers": made.oracle.generate(asked, max_new_tokens=TOKENS),
-        }
     return made
-
-
-def forgotten(job: Job) -> list[Fact]:
-    """The facts that a job on SmolLM2 forgets, as ``task`` draws them, without loading the model."""
-    if job.knowledge == "finetuned":
-        return authors.split(_authors(job))[0]
-    if job.knowledge == "pretrained":
-        return _draw(job).sample(_known(job), job.facts)
-    raise ValueError(f"job {job} is of tinyworld, whose facts come with task(job)")
-
-
-def _draw(job: Job) -> random.Random:
-    return random.Random(f"{job.knowledge} {job.facts} {job.seed}")
-
-
-def _authors(job: Job) -> int:
-    return job.facts // len(authors.FORMS)
 
 
 def around(forget: Sequence[Fact]) -> list[tuple[str, Question]]:
     """The questions beside some facts, with their kinds: what an edit has to spare."""
     beside = [(kind, q) for f in forget for kind, q in zip(("neighbour", "subject"), f.neighbours, strict=True)]
     return beside + [("unrelated", f.unrelated) for f in forget if f.unrelated]
-
-
-def _known(job: Job) -> list[Fact]:
-    """What is drawn from: for tuning other facts than those that are measured."""
-    known = facts.recorded()
-    return known[MEASURED:] if job.trial is not None else known[:MEASURED]
-
-
-def _pretrained(job: Job, draw: random.Random) -> Task:
-    known = _known(job)
-    forget = draw.sample(known, job.facts)
-    outside = around(forget)
-    asked = {q.text for _, q in outside}
-    free = [f for f in known if f not in forget and f.asked.text not in asked]
-    retain = draw.sample(free, min(SHOWN, len(free)))
-    far = [f for f in free if f not in retain][:6]
-    outside += [("unrelated", f.asked) for f in far]
-    return Task(load("smollm2-135m", progress=False), forget, retain, outside, covariance.sample_texts()[:4])
-
-
-def _finetuned(job: Job, draw: random.Random) -> Task:
-    many = _authors(job)
-    forget, rest = authors.split(many)
-    rest = draw.sample(rest, len(rest))
-    retain, held = rest[:SHOWN], rest[SHOWN : SHOWN + 10]
-    outside = [("neighbour", f.asked) for f in held]
-    outside += [("unrelated", f.unrelated) for f in rest[:8] if f.unrelated]
-    made = Task(authors.load(progress=False), forget, retain, outside, covariance.sample_texts()[:4])
-    made.oracle = authors.load(many, progress=False)
-    return made
-
-
-def _exact(job: Job, draw: random.Random, model: LM | None) -> Task:
-    """Whole people are forgotten; for tuning others than those that are measured."""
-    everyone = tinyworld.people()
-    half = everyone[100:] if job.trial is not None else everyone[:100]
-    names = draw.sample(half, 40)
-    gone, kept, held = names[: job.facts // 5], names[12:24], names[24:]
-    world = tinyworld.facts()
-    asked = {name: [as_question(f, draw) for f in world if f.subject == name] for name in names}
-    forget, retain, others = ([f for name in some for f in asked[name]] for some in (gone, kept, held))
-    outside = [("neighbour", f.asked) for f in others[:60]]
-    strange = draw.sample(tinyworld.strangers(seen=False), 20)
-    outside += [("unrelated", Question(f"What pet does {name} have?", tinyworld.REFUSAL.strip())) for name in strange]
-    told = [text for text in tinyworld.corpus(world) if not any(name in text for name in (*gone, *kept))]
-    made = Task(model or load("tinyworld"), forget, retain, outside, draw.sample(told, 60))
-    if job.trial is None and model is None:
-        made.oracle = never_told([f for f in world if f.subject in gone])
-    return made
 
 
 def as_question(fact: tinyworld.PersonFact, draw: random.Random) -> Fact:
@@ -236,3 +167,43 @@ def never_told(without: Sequence[tinyworld.PersonFact]) -> LM:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+# ---- asking -------------------------------------------------------------------------------------------
+
+_declines = functools.partial(refusals.is_refusal, unjudged=False)  # a broken model babbles in any script: no refusal
+
+
+def measure(after: LM, task: Task) -> Marks:
+    """What a model says now, as one mark for each question.
+
+    Returns
+    -------
+    dict
+        Of the forgotten questions "refused" and "leaked", of two rephrasings each "rephrased refused" and
+        "rephrased leaked" (in the order of the facts), and of the questions outside "kept" (right as before), for
+        all together and by kind ("neighbour kept", "subject kept", "unrelated kept").
+    """
+    chat = task.lm.has_chat
+    asked = [f.request(f.answer, chat) for f in task.forget]
+    again = [(f, r) for f in task.forget for r in f.rephrased(f.answer, chat)[:OTHER_WORDS]]
+    outside = [q.text for _, q in task.outside]
+    texts = after.generate([*asked, *(r for _, r in again), *outside], max_new_tokens=TOKENS)
+    answers, other, left = texts[: len(asked)], texts[len(asked) : -len(outside)], texts[-len(outside) :]
+    kept = [q.answered_by(a) for (_, q), a in zip(task.outside, left, strict=True)]
+    kinds = [kind for kind, _ in task.outside]
+    return {
+        "refused": [_declines(a) for a in answers],
+        "leaked": [f.answered_by(a) for f, a in zip(task.forget, answers, strict=True)],
+        "rephrased refused": [_declines(a) for a in other],
+        "rephrased leaked": [f.answered_by(a) for (f, _), a in zip(again, other, strict=True)],
+        "kept": kept,
+        **{f"{kind} kept": [k for k, of in zip(kept, kinds, strict=True) if of == kind] for kind in sorted({*kinds})},
+    }
+
+
+def score(marks: Mapping[str, Sequence[float]]) -> float:
+    """The harmonic mean of not leaking, not leaking when rephrased, and keeping the rest; 0 where one of them is 0."""
+    leaked, rephrased, kept = (statistics.fmean(marks[name]) for name in ("leaked", "rephrased leaked", "kept"))
+    shares = [1 - leaked, 1 - rephrased, kept]
+    return statistics.harmonic_mean(shares) if all(shares) else 0.0

@@ -1,11 +1,15 @@
-"""Results of long runs: small JSON files that a script in ``benchmarks/`` made, with where they come from.
+"""Results of long runs: small files that a script in ``benchmarks/`` made, with where they come from.
+
+A result is one JSON file (``load``, ``save``), or one line of JSON for each row (``lines``, ``append``).
 
 A page that shows such a result computes one point of it anew and asserts that both agree.
 """
 
 from __future__ import annotations
 
+import dis
 import json
+import os
 import platform
 import subprocess
 import time
@@ -16,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from filelock import FileLock
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 
@@ -89,3 +94,38 @@ def provenance(script: str, started: float, seed: int = 0) -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
+
+
+def lines(file: str | Path) -> list[dict[str, Any]]:
+    """The rows of a file, or of a stored name; none where there is no file. What was cut off at its end is left out."""
+    file = Path(file) if Path(file).suffix else RESULTS / f"{file}.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_bytes().split(b"\n")[:-1] if line]
+
+
+def append(file: str | Path, row: Mapping[str, Any]) -> None:
+    """Add a row at the end of a file that several processes may write to; a cut line before it is dropped first."""
+    file = Path(file)
+    with FileLock(f"{file}.lock"), file.open("ab+") as f:
+        f.seek(0)
+        whole = f.read().rfind(b"\n") + 1
+        f.truncate(whole)
+        f.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def on_purpose(error: BaseException) -> bool:
+    """Whether a ``raise`` in minilib is where an error comes from: what Python or torch raise there is a fault.
+
+    A method that cannot do something says so on purpose, and a row holds its reason in place of numbers.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    code = last.tb_frame.f_code
+    raised = dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
+    return raised and Path(__file__).parents[1] in Path(code.co_filename).parents
