@@ -10,6 +10,7 @@ import pytest
 
 import minilib
 from minilib.measure import rows
+from minilib.show import stored
 from minilib.show.stored import append, lines
 from minilib.unlearning import settings as training
 from minilib.worlds import authors, facts, tinyworld
@@ -140,6 +141,14 @@ def test_at_most_six_comparisons_are_named_each_of_methods_that_are_there():
         for comparison in some:
             assert {comparison.first, comparison.second} <= {*plan.methods(world)}
             assert comparison.purpose in rows.PURPOSES
+
+
+def test_the_stored_plan_and_rows_are_those_of_the_plan():
+    kept = stored.load("answers_plan")
+    assert {name: kept[name] for name in kept if name != "provenance"} == run.declared()
+    for world in ("exact", "pretrained"):
+        for row in rows.load(world):
+            assert row["settings"] == plan.settings(world, row["method"])[row["setting"]], row["job"]
 
 
 # ---- a run ----
