@@ -207,6 +207,18 @@ def choose(rows: Sequence[Row], method: str, purpose: str) -> int | None:
     return int(best[0])
 
 
+def complete(rows: Sequence[Row], settings: Iterable[tuple[str, int]]) -> list[Row]:
+    """The rows of those draws in which each of some methods was measured with its setting; no trials.
+
+    While a world is still being measured, its last draw lacks some methods, and would compare the others unfairly.
+    """
+    wanted = {("unedited", 0), *settings}
+    there: dict[int, set[tuple[str, int]]] = {}
+    for row in rows:
+        there.setdefault(row["draw"], set()).add((row["method"], row["setting"]))
+    return [row for row in rows if row["draw"] >= 0 and wanted <= there[row["draw"]]]
+
+
 def columns(rows: Sequence[Row], method: str, setting: int = 0) -> dict[str, list[list[float]]]:
     """For each column the numbers of each draw, draw after draw; the tuning draw is none.
 
