@@ -1,8 +1,8 @@
 """AlphaEdit: write only where ordinary keys have next to nothing (Fang et al. 2024, arXiv 2410.02355).
 
-MEMIT weighs what ordinary keys lose against what the facts gain. AlphaEdit forbids the first: with C = U diag(w) Uᵀ,
+MEMIT weighs what ordinary keys lose against what the facts gain. AlphaEdit restricts the first: with C = U diag(w) Uᵀ,
 the eigenvectors whose eigenvalue is below a threshold span the directions that ordinary keys hardly use, and P = U₀U₀ᵀ
-projects on them. Only changes Δ = ΔP are allowed, so that ΔK₀ = ΔPK₀ ≈ 0, and of those the one is taken that minimises
+projects on them. Only changes Δ = ΔP are allowed, so that ΔK₀ = ΔPK₀ is small; of those the one is taken that minimises
 
     ‖Δ K₁ − R‖² + ‖Δ K_p‖² + L2 ‖Δ‖²      ⇒      Δ = R K₁ᵀP (P (K_pK_pᵀ + K₁K₁ᵀ) P + L2·I)⁻¹,
 

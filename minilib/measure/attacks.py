@@ -191,7 +191,7 @@ def reversal(
     """Take the largest singular directions out of some layers' W, and ask (after arXiv 2505.20819).
 
     The attacker has the edited weights alone, not the original ones. An edit of rank one that is large beside the
-    rest stands out as a singular direction of its own; ``singular_gaps`` shows where.
+    rest bends the first direction towards itself. Which layer was edited ``singular_gaps`` often does not tell.
     """
     lm, facts = check(edited, forgotten)
     drop = whole(drop, "drop")
@@ -209,7 +209,7 @@ def reversal(
 
 @torch.no_grad()
 def singular_gaps(lm: LM) -> list[float]:
-    """For each layer σ₁/σ₂ of its W. An edit of rank one raises it, but other layers may have larger ones unedited."""
+    """For each layer σ₁/σ₂ of its W. An edit may raise or lower it, and other layers may have larger ones unedited."""
     values = [torch.linalg.svdvals(double(lm.memory(layer)))[:2] for layer in range(lm.n_layers)]
     return [(s[0] / s[1]).item() for s in values]
 

@@ -2,7 +2,9 @@
 
 A result is one JSON file (``load``, ``save``), or one line of JSON for each row (``lines``, ``append``).
 
-A page that shows such a result computes one point of it anew and asserts that both agree.
+A page that shows such a result computes one point of it anew and asserts that both agree. (The rows in
+``comparison.jsonl`` and ``tuning.jsonl`` were made by a module that has been removed since; the commit that each row
+names has it.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two recipes that make editing better at unlearning (Li et al. 2025, arXiv 2505.19855).
+"""Two recipes that adapt editing to unlearning (Li et al. 2025, arXiv 2505.19855).
 
 *Self-improvement*: instead of one canned sentence, each question gets a refusal of its own, written by the model
 itself from a few demonstrations: specific, polite, and without the answer in it. *Query merging*: questions that are
