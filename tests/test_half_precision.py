@@ -62,7 +62,8 @@ def test_full_precision_runs_rows_together_and_a_number_is_taken_at_its_word(hal
 @pytest.mark.parametrize("dtype", HALF)
 def test_the_real_model_without_an_edit_is_as_before(dtype):
     lm = minilib.load("smollm2-135m", dtype=dtype, progress=False)
-    questions = [fact.asked.text for fact in facts.recorded()[:8]]
+    known = facts.recorded()
+    questions = [known[i].asked.text for i in (2, 4, 7)]  # asked in one batch, they get other answers in either format
     before = [lm.generate(question) for question in questions]
     score = metrics.locality(lm, questions, before)
     assert score.generated == 1 and score.teacher_forced > 0.9
