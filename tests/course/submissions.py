@@ -7,9 +7,9 @@ mistake, ``SLY`` and ``HOSTILE``, is tried on assignment 01.
 Mistake = tuple[str, str, str]  # what is replaced, by what, and what the test says
 
 HOSTILE = [
+    "import os\nos._exit(1)",  # the first: what stands before it runs twice
     "while True:\n    pass",
     "import sys\nsys.exit(0)",
-    "import os\nos._exit(1)",
     "x = []\nwhile True:\n    x.append(bytearray(10**8))",
 ]
 NOT_THERE = "is not defined|must be"
