@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minilib import statistics, stored, verdicts
+from minilib import rows, statistics, stored, verdicts
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -21,11 +21,13 @@ def marks(text):
 
 
 def pretrained(method, score):
-    """The marks of the three draws of five facts."""
-    job = (method, "pretrained", 5)
-    rows = [r for r in stored.lines("comparison") if (r["method"], r["knowledge"], r["facts"]) == job]
-    assert len(rows) == 3
-    return "".join(r["each"].get(score, "") for r in rows)
+    """The marks over the draws of SmolLM2's facts of the world, with ROME's setting for silence."""
+    every = rows.load("pretrained")
+    names = [m for m in stored.load("answers_plan")["methods"]["pretrained"] if m != "unedited"]
+    chosen = {purpose: {m: rows.choose(every, m, purpose) for m in names} for purpose in rows.PURPOSES}
+    measured = rows.complete(every, {(m, numbers[m]) for numbers in chosen.values() for m in names})
+    number = 0 if method == "unedited" else chosen["silent"][method]
+    return "".join(str(int(x)) for draw in rows.columns(measured, method, number)[score] for x in draw)
 
 
 def known(method, score):
@@ -67,15 +69,15 @@ CLAIMS = {
     "the question as edited": lambda: [
         f"The unedited model knew {len(known('rome', 'leaked'))} of them",
         f"revealed in {marks(known('rome', 'leaked'))} cases",
-        *(["all answers are refusals"] if set(known("rome", "refused")) == {"1"} else ["some are no refusals"]),
+        f"{marks(known('rome', 'refused'))} answers are refusals",
         f"can still be as high as {statistics.proportion(0, len(known('rome', 'leaked'))).high:.2f}",
     ],
     "what it cost": lambda: [
-        f"{marks(pretrained('rome', 'neighbour kept'))} neighbouring questions",
-        f"{marks(pretrained('rome', 'unrelated kept'))} unrelated ones",
-        f"and {marks(pretrained('rome', 'subject kept'))} about the same subject",
+        f"{marks(pretrained('rome', 'kept other'))} questions about other subjects",
+        f"{marks(pretrained('rome', 'kept messages'))} ordinary messages",
+        f"and {marks(pretrained('rome', 'kept subject'))} about the same subject",
         "It also lost {} of {}".format(
-            pretrained("rome", "neighbour kept").count("0"), len(pretrained("rome", "neighbour kept"))
+            pretrained("rome", "kept subject").count("0"), len(pretrained("rome", "kept subject"))
         ),
     ],
     "however one asks": lambda: [
