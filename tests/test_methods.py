@@ -41,7 +41,7 @@ def test_every_module_is_an_attribute():
             del sys.modules[name]  # as in a new process, none is imported yet
         new = importlib.import_module("minilib")
         assert new is not minilib and "minilib.attacks" not in sys.modules and "minilib.figures" not in sys.modules
-        assert new.attacks.KINDS[-1] == "priming" and new.figures.BLUE and "benchmark" in dir(new)
+        assert new.attacks.KINDS[-1] == "priming" and new.figures.BLUE and "tasks" in dir(new)
     assert sys.modules["minilib"] is minilib
     with pytest.raises(AttributeError, match="no attribute 'romee'; its modules are"):
         minilib.romee  # noqa: B018
