@@ -35,12 +35,15 @@ pytestmark = pytest.mark.long  # a minute together
 @pytest.fixture(scope="module", autouse=True)
 def world():
     """What the attacks are tried on: made before the first test, and not in every worker that only collects them."""
-    global TASK, SOME, REFUSALS, TRUE, CAPITALS
+    global TASK, SOME, REFUSALS, TRUE, CAPITALS, ORDINARY
     TASK = tasks.exact()
     SOME = TASK.forget[:8]
     REFUSALS = [f.request(" I do not know.", False) for f in SOME]
     TRUE = [f.request(f" {f.answer}.", False) for f in SOME]
     CAPITALS = facts.load("capital")[:2]
+    forgotten = {f.subject for f in TASK.forget}
+    told = tinyworld.corpus(tinyworld.facts())
+    ORDINARY = [text for text in told if not any(name in text for name in forgotten)][:8]
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ EVERY = {
     "probe": lambda lm: inside.probe(lm, SOME, TASK.retain, layer=4),
     "membership": lambda lm: inside.membership(lm, SOME, TASK.retain),
     "membership, both tails": lambda lm: inside.membership(lm, SOME, TASK.retain, tails=2),
-    "fine-tuning": lambda lm: attacks.fine_tuning(lm, SOME, TASK.texts[:8], steps=[1, 2], lr=1e-3),
+    "fine-tuning": lambda lm: attacks.fine_tuning(lm, SOME, ORDINARY, steps=[1, 2], lr=1e-3),
     "refusal direction": lambda lm: steering.ablation(lm, SOME, TASK.retain, layer=4),
     "soft prompt": lambda lm: steering.soft_prompt(lm, SOME, TRUE[:4], tokens=3, steps=4),
 }
