@@ -145,14 +145,14 @@ def one(name: str) -> dict[str, Any]:
     }
     C = covariance.second_moment(model, list(range(model.n_layers)), texts=covariance.sample_texts("tinyworld"))
     found = tasks.exact(FACTS, 0, model, tuning=True)
-    best = {method: tried(method, found, C) for method in METHODS}
+    tries = {method: tried(method, found, C) for method in METHODS}
     rows = []
     for seed in SEEDS:
         found = tasks.exact(FACTS, seed, model)
         for method in METHODS:
-            given = best[method]["best"]
+            given = tries[method]["best"]
             rows.append({"method": method, "seed": seed, **measured(method, seed, found, C, given)})
-    return about | {"trials": best, "rows": rows}
+    return about | {"trials": tries, "rows": rows}
 
 
 def main() -> int:
