@@ -36,6 +36,10 @@ def known(method, score):
     return "".join(mark for mark, knew in both if knew == "1")
 
 
+def exact(text):
+    return statistics.proportion(text.count("1"), len(text))
+
+
 def attacked(world, method, attack):
     """The marks of an attack over all draws."""
     rows = [r for r in stored.load("is_it_gone")[world] if r["method"] == method]
@@ -67,7 +71,8 @@ def ratio(run):
 
 CLAIMS = {
     "the question as edited": lambda: [
-        f"The unedited model knew {len(known('rome', 'leaked'))} of them",
+        f"{len(known('rome', 'leaked'))} facts",
+        f"The unedited model knew all {len(known('rome', 'leaked'))}",
         f"revealed in {marks(known('rome', 'leaked'))} cases",
         f"{marks(known('rome', 'refused'))} answers are refusals",
         f"can still be as high as {statistics.proportion(0, len(known('rome', 'leaked'))).high:.2f}",
@@ -138,4 +143,10 @@ def test_the_verdict_follows_from_the_rules():
 
     assert share("npo", 10) > share("oracle", 10) + verdicts.MARGIN, "ten steps succeed"
     assert share("npo", 20) <= share("oracle", 20) + verdicts.MARGIN, "twenty do not"
-    assert "So training for ten steps succeeds" in TEXT
+    assert "Training for ten steps passes the margin too" in TEXT
+    lens, never = (exact(attacked("exact", method, "lens")) for method in ("npo", "oracle"))
+    assert never.high < lens.low
+    for interval in (lens, never):
+        assert f"{interval.low:.2f} to {interval.high:.2f}" in TEXT
+    ten = [statistics.proportion(*map(int, trained_back(m, 10).split(" of "))) for m in ("npo", "oracle")]
+    assert ten[0].low < ten[1].high, "the two intervals overlap"
