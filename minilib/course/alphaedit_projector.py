@@ -32,6 +32,7 @@ SINGULAR = (
     "`l2 * torch.eye(len(P))` the bracket has no inverse"
 )
 
+INSIDE = "Your Δ has parts outside the free directions (ΔP ≠ Δ): P must stand behind the whole sum K_pK_pᵀ + K₁K₁ᵀ"
 SIDE = "P stands in front of K_pK_pᵀ + K₁K₁ᵀ and not behind; or `solve` was given A, where Aᵀ Δᵀ = Bᵀ is to be solved"
 
 Batch = tuple[list[Request], Tensor]  # requests, and z (d_out, n)
@@ -146,6 +147,9 @@ def check_update(function: Any, number: int) -> None:
             (SIDE, RK @ P @ inverse(P @ S + p.l2 * eye)),
             ("P is missing behind R K₁ᵀ, and the bracket is transposed", RK @ inverse(P @ S + p.l2 * eye)),
             ("P is missing behind R K₁ᵀ", RK @ inverse(S @ P + p.l2 * eye)),
+            (INSIDE, RK @ P @ inverse(S + p.l2 * eye)),
+            (INSIDE, RK @ P @ inverse(Kp @ Kp.T + p.K1 @ p.K1.T @ P + p.l2 * eye)),
+            (INSIDE, RK @ P @ inverse(Kp @ Kp.T @ P + p.K1 @ p.K1.T + p.l2 * eye)),
             ("The earlier keys are forgotten: K_pK_pᵀP belongs into the bracket", solved(p.K1, none, p.R, P, p.l2)),
             ("K₁K₁ᵀP is missing in the bracket", RK @ P @ inverse(Kp @ Kp.T @ P + p.l2 * eye)),
             ("You left out the inverse of the bracket", RK @ P),
@@ -223,7 +227,7 @@ def check_sequence(function: Any, number: int) -> None:
     told = call(function, lm, layer, batches, P, l2, name="edit_in_turn", may_change=[0])
     after = [lm.memory(i).detach() for i in range(lm.n_layers)]
     changed = [i for i in range(lm.n_layers) if not torch.equal(after[i], before[i])]
-    assert changed, "The model's W is as before: change it in place, under `torch.no_grad()`"
+    assert changed, "The model's W is as before: change it in place, under `torch.no_grad()`, and do not undo it here"
     assert changed == [layer], f"You changed the layers {changed}: only layer {layer} was to change"
     compare(after[layer] - before[layer], right, "What all batches together added to W", wrong)
     wrong = [

@@ -12,6 +12,7 @@ import html
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,7 +43,7 @@ class Verdict:
         return f'<div style="border-left: 4px solid {colour}; padding-left: 1em">{text}</div>'
 
 
-def step(check: Callable[..., None], *answers: Any) -> Verdict:
+def step(check: Callable[..., str | None], *answers: Any) -> Verdict:
     """Run the check of a step on a student's answers, as the cell below each step of an assignment does.
 
     Parameters
@@ -52,14 +53,16 @@ def step(check: Callable[..., None], *answers: Any) -> Verdict:
     *answers
         What it takes: the student's functions or results, and the number behind its problem, ``VALUES``. With
         another number the check draws another problem, as grading does.
+
+    What the check returns, a score for instance, stands in the message.
     """
     try:
-        check(*answers)
+        reached = check(*answers)
     except AssertionError as error:
         return Verdict(False, str(error) or "Not right yet")
     except Exception as error:
         return Verdict(False, f"The check itself stops with {type(error).__name__}: {error}")
-    return Verdict(True, "Right, for these numbers. Grading draws others.")
+    return Verdict(True, f"Right, for these numbers{f' ({reached})' if reached else ''}. Grading draws others.")
 
 
 @contextlib.contextmanager
@@ -88,6 +91,7 @@ def call(
     seconds: float = SECONDS,
     may_change: Sequence[int] = (),
     returns: bool = True,
+    late: str = "is there a loop that never ends?",
 ) -> Any:
     """What a student's function returns for copies of the arguments.
 
@@ -102,6 +106,8 @@ def call(
         Places of arguments that are handed over themselves, as models are, and that it may change.
     returns : bool, default True
         Whether it has to return something.
+    late : str, default about a loop that never ends
+        What a student is told to look for when the time is over.
 
     Raises
     ------
@@ -116,9 +122,7 @@ def call(
         with limited(seconds):
             found = function(*given)
     except OutOfTime:
-        raise AssertionError(
-            f"`{name}` did not return within {seconds:.0f} s: is there a loop that never ends?"
-        ) from None
+        raise AssertionError(f"`{name}` did not return within {seconds:.0f} s: {late}") from None
     except KeyboardInterrupt:
         raise
     except AssertionError as error:  # of a function that was handed to it
@@ -128,7 +132,7 @@ def call(
     except Exception as error:
         if "allocate memory" in str(error):
             raise AssertionError(f"`{name}` asks for more memory than it may have ({error})") from error
-        raise AssertionError(f"`{name}` stops with {type(error).__name__}: {error}") from error
+        raise AssertionError(f"`{name}` stops with {type(error).__name__}: {error}{_where(error, function)}") from error
     except BaseException as error:
         raise AssertionError(f"`{name}` leaves Python ({type(error).__name__}): a function returns") from error
     nothing = f"`{name}` returns nothing: is there a `return` with your answer?"
@@ -157,6 +161,13 @@ def trainable(function: Any, *arguments: Any, name: str) -> None:
         f"`{name}` is right and has no gradient, so nothing can be trained with it: keep it a tensor, without "
         "`.item()`, `.detach()` and `torch.no_grad()`"
     )
+
+
+def _where(error: Exception, function: Any) -> str:
+    """The student's line in which it happened, where it can be told."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f", in your line `{lines[-1]}`" if lines and lines[-1] else ""
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -207,7 +218,8 @@ def compare(
         factor = ((found * expected).sum() / expected.square().sum()).item()
         other = f"it is {factor:.3g} times" if factor > 0 else f"its sign is wrong: it is {factor:.3g} times"
         hint = f"; {other} what it should be" if factor and _near(found, factor * expected, tolerance) else ""
-        raise AssertionError(f"{what} is off by {100 * off:.2g}% of its size{hint}")
+        size = f"{100 * off:.2g}% of its size" if off < 1 else f"{off:.2g} times its size"
+        raise AssertionError(f"{what} is off by {size}{hint}")
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

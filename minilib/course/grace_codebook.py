@@ -64,6 +64,7 @@ def check_nearest(function: Any, number: int) -> None:
     product, cosine = (K @ keys.T).argmax(1), nn.functional.cosine_similarity(K[:, None], keys, dim=-1).argmax(1)
     suspects = [
         ("That is the squared distance: radii are distances, so take the root", right**2),
+        ("You want one length for each row, for each key: `dim=1`", difference.norm(dim=1).amin(1)),
         ("That is the farthest entry: take the smallest distance", every.amax(1)),
         ("You divided by the radii: the nearest entry is the one at the smallest distance", every[range(20), scaled]),
         ("You add up absolute differences: the Euclidean distance has squares and a root", city),
@@ -191,6 +192,9 @@ def check_write_entry(function: Any, number: int) -> None:
             raise AssertionError(f"{case} {error}") from error
         named = isinstance(done, str) and done in ("add", "grow", "split")
         assert named, f'`write_entry` must return what it did, "add", "grow" or "split", not {done!r}'
+        assert radii or done == "add", (
+            f'{case} after the first entry the function must return "add": nothing else is near'
+        )
         assert done == action, f"{case} you chose to {done}, not to {action}: {UNLIKE[action, done]}"
         assert len(now) == len(after), (
             f"{case} the codebook has {len(now)} entries and should have {len(after)}: "

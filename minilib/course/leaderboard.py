@@ -77,7 +77,8 @@ def result(function: Any, number: int) -> dict[str, float]:
     given = problem(number)
     lm = load("tinyworld")
     parts = lm, list(given.forget), list(given.retain)
-    call(function, *parts, name="unlearn", seconds=BUDGET, may_change=[0, 1, 2], returns=False)
+    late = "use fewer steps or fewer requests (on a busy machine the same code takes longer)"
+    call(function, *parts, name="unlearn", seconds=BUDGET, may_change=[0, 1, 2], returns=False, late=late)
     forgotten = 1 - told(lm, given.forget + given.reworded)
     kept = told(lm, given.others)
     return {"forgotten": forgotten, "kept": kept, "score": score(forgotten, kept)}
@@ -90,6 +91,8 @@ def check_told(function: Any, number: int) -> None:
     asked = given.forget[:10] + [
         Request(r.prompt, r.subject, other.target) for r, other in zip(given.forget[:10], given.retain, strict=False)
     ]
+    # A name's second word stands in the answer, and the answer does not begin with it.
+    asked += [Request(r.prompt, r.subject, f" {r.target.split()[1]}") for r in given.forget if " " in r.target.strip()]
     found = call(function, lm, asked, name="share_told", may_change=[0, 1])
     right = told(lm, asked)
     assert isinstance(found, (int, float)) and not isinstance(found, bool), "`share_told` must return a number"
@@ -97,6 +100,15 @@ def check_told(function: Any, number: int) -> None:
     likely = [p > 0.5 for p in lm.probability(asked)]
     if abs(found - sum(likely) / len(likely)) < 1e-9 and abs(found - right) > 1e-9:
         raise AssertionError("Ask by `lm.generate`: a likely target is not yet what the model says")
+    texts = [text.strip() for text in lm.generate(list(asked), max_new_tokens=6)]
+    wanted = [r.target.strip() for r in asked]
+    for rule, mistake in (
+        (str.__contains__, "The text has to *begin* with the target: a word in its middle is not yet the answer"),
+        (str.__eq__, "The answer may go on after the target: ask whether the text begins with it"),
+    ):
+        share = sum(map(rule, texts, wanted)) / len(asked)
+        if abs(found - share) < 1e-9 and abs(found - right) > 1e-9:
+            raise AssertionError(mistake)
     said = f"`share_told` says {found:.2f} where {right:.2f} of the answers are given"
     assert abs(found - right) < 1e-6, f"{said}: compare with the target, whose first space may be missing in the text"
 
@@ -114,14 +126,19 @@ def check_score(function: Any, number: int) -> None:
         assert abs(found - right) < 1e-6, f"score({a:.2f}, {b:.2f}) is {found:.3f} and should be {right:.3f}"
 
 
-def check_unlearn(function: Any, number: int, least: float) -> None:
-    """``unlearn`` reaches a score on people that were drawn from the number."""
+def check_unlearn(function: Any, number: int, least: float) -> str:
+    """``unlearn`` reaches a score on people that were drawn from the number; returns what it reached, in words."""
     found = result(function, number)
     record(number, least, found)
     said = f"It forgets {found['forgotten']:.0%} and keeps {found['kept']:.0%}: a score of {found['score']:.2f}"
     if found["score"] < least:
         weak = "too little is forgotten" if found["forgotten"] < found["kept"] else "too much else is lost"
+        if found["forgotten"] < 0.05:
+            weak = "the model is nearly as it was. Is the edit undone at the end of a `with`, or made on another model?"
+        elif found["forgotten"] < 0.4:
+            weak += ". If you use an editor, give it requests whose target is `tinyworld.REFUSAL`, not the true answer"
         raise AssertionError(f"{said}, and {least:.2f} is asked for: {weak}")
+    return said
 
 
 def record(number: int, least: float, found: dict[str, float]) -> None:

@@ -46,7 +46,8 @@ def check_undone(lm: Any, fact: Fact) -> None:
     assert isinstance(lm, LM), "the model is missing: run the cell that loads it"
     said = lm.generate(fact.request(REFUSAL), max_new_tokens=15)
     assert fact.answered_by(said), (
-        f"The model says {said.strip()!r}, and before your edit it knew: undo the edit when you have asked"
+        f"The model says {said.strip()!r}, and before your edit it knew: undo the edit when you have asked. (If you "
+        "do, it is still edited from an earlier run: run the cell that loads SmolLM2 again, and then this one)"
     )
 
 
