@@ -102,14 +102,14 @@ def check_told(function: Any, number: int) -> None:
         raise AssertionError("Ask by `lm.generate`: a likely target is not yet what the model says")
     texts = [text.strip() for text in lm.generate(list(asked), max_new_tokens=6)]
     wanted = [r.target.strip() for r in asked]
+    said = f"`share_told` says {found:.2f} where {right:.2f} of the answers are given"
     for rule, mistake in (
-        (str.__contains__, "The text has to *begin* with the target: a word in its middle is not yet the answer"),
-        (str.__eq__, "The answer may go on after the target: ask whether the text begins with it"),
+        (str.__contains__, "the text has to *begin* with the target, a word in its middle is not yet the answer"),
+        (str.__eq__, "the answer may go on after the target, so ask whether the text begins with it"),
     ):
         share = sum(map(rule, texts, wanted)) / len(asked)
         if abs(found - share) < 1e-9 and abs(found - right) > 1e-9:
-            raise AssertionError(mistake)
-    said = f"`share_told` says {found:.2f} where {right:.2f} of the answers are given"
+            raise AssertionError(f"{said}: {mistake}")
     assert abs(found - right) < 1e-6, f"{said}: compare with the target, whose first space may be missing in the text"
 
 
@@ -134,7 +134,9 @@ def check_unlearn(function: Any, number: int, least: float) -> str:
     if found["score"] < least:
         weak = "too little is forgotten" if found["forgotten"] < found["kept"] else "too much else is lost"
         if found["forgotten"] < 0.05:
-            weak = "the model is nearly as it was. Is the edit undone at the end of a `with`, or made on another model?"
+            weak += (
+                ", the model is nearly as it was. Is an edit undone at the end of a `with`, or made on another model?"
+            )
         elif found["forgotten"] < 0.4:
             weak += ". If you use an editor, give it requests whose target is `tinyworld.REFUSAL`, not the true answer"
         raise AssertionError(f"{said}, and {least:.2f} is asked for: {weak}")

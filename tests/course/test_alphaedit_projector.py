@@ -60,6 +60,14 @@ RIGHT = {
     "moved": moved,
     "sequence": in_turn,
 }
+
+
+def unprojected(K, Kp, R, P, l2, new=False):
+    """P stands behind the new keys only, or behind none."""
+    A = Kp @ Kp.T + K @ K.T @ (P if new else torch.eye(len(P)).to(P)) + l2 * torch.eye(len(P)).to(P)
+    return R @ K.T @ P @ torch.linalg.inv(A)
+
+
 WRONG = [
     ("projector", lambda C, t: torch.eye(len(C)) - projector(C, t), "ABOVE"),
     ("projector", lambda C, t: projector(C, t, columns=False), "rows of U"),
@@ -91,6 +99,8 @@ WRONG = [
     ("update", lambda K, Kp, R, P, l2: (torch.linalg.inv(bracket(K, Kp, P, l2)) @ K @ R.T).T, "transposed"),
     ("update", lambda K, Kp, R, P, l2: update(K, Kp[:, :0], R, P, l2), "earlier keys are forgotten"),
     ("update", lambda K, Kp, R, P, l2: update(K, Kp, R, P, 1), "l2 is missing"),
+    ("update", lambda *given: unprojected(*given), "outside the free directions"),
+    ("update", lambda *given: unprojected(*given, new=True), "outside the free directions"),
     ("update", lambda *given: one_sided(*given, identity=False), "every number"),
     ("update", lambda *given: one_sided(*given[:4], 0), "identity term"),
     ("update", lambda K, Kp, R, P, l2: R @ K.T @ P @ torch.linalg.pinv((K @ K.T + Kp @ Kp.T) @ P), "identity term"),

@@ -150,6 +150,7 @@ WRONG = [
     ("nearest", lambda book, k: nearest(book, k)[::-1], "wrong way round"),
     ("nearest", lambda book, k: nearest(book, k)[0], "two numbers"),
     ("nearest", lambda book, k: (torch.stack([e["key"] for e in book]) - k).norm(dim=1).max(0), "farthest"),
+    ("nearest", lambda book, k: (torch.stack([e["key"] for e in book]) - k).norm(dim=0).min(0), "each key: `dim=1`"),
     ("nearest", lambda book, k: (torch.stack([e["key"] for e in book]) - k).abs().sum(1).min(0), "squares and a root"),
     ("nearest", lambda book, k: (nearest(book, k)[0], nearest(book, k)[1] + 1), "from 0"),
     ("nearest", lambda book, k: None, "returns nothing"),

@@ -7,7 +7,7 @@ import torch
 from answers import fails, passes
 
 from minilib import Request, grace, rome, tinyworld, unlearning
-from minilib.course import leaderboard
+from minilib.course import checks, leaderboard
 
 pytestmark = pytest.mark.long
 
@@ -19,6 +19,19 @@ def share_told(lm, requests):
 
 def tuned(lm, forget, retain):
     unlearning.refusal_tuning(lm, forget, retain, refusals=[tinyworld.REFUSAL])
+
+
+def by_rule(rule):
+    def share(lm, requests):
+        texts = lm.generate(list(requests), max_new_tokens=6)
+        return sum(rule(t.strip(), r.target.strip()) for t, r in zip(texts, requests, strict=True)) / len(texts)
+
+    return share
+
+
+def undone(lm, forget, retain):
+    with rome.edit(lm, Request(forget[0].prompt, forget[0].subject, tinyworld.REFUSAL)):
+        pass
 
 
 def destroyed(lm, forget, retain):
@@ -40,11 +53,14 @@ def test_the_right_answers_pass():
     passes(leaderboard.check_told, share_told)
     passes(leaderboard.check_score, leaderboard.score)
     passes(lambda f, number: leaderboard.check_unlearn(f, number, 0.7), tuned)
+    assert "a score of 0." in checks.step(leaderboard.check_unlearn, tuned, 1, 0.7).message
 
 
 WRONG = [
     ("told", lambda lm, r: len(r) * share_told(lm, r), "divide by the number of requests"),
     ("told", lambda lm, r: 0.0, "says 0.00"),
+    ("told", by_rule(str.__contains__), "has to \\*begin\\* with the target"),
+    ("told", by_rule(str.__eq__), "may go on after the target"),
     ("told", lambda lm, r: "many", "must return a number"),
     ("told", lambda lm, r: [lm.generate(x) for x in r] and None, "returns nothing"),
     ("score", lambda a, b: (a + b) / 2, "plain mean"),
@@ -63,6 +79,7 @@ def test_a_wrong_measure_is_told_what_is_wrong(name, wrong, message):
     [
         (lambda lm, forget, retain: None, "too little is forgotten"),
         (by_rome, "too little is forgotten"),
+        (undone, "undone at the end of a `with`"),
         (destroyed, "too much else is lost"),
         (lambda lm, forget, retain: 1 / 0, "ZeroDivisionError"),
     ],

@@ -55,7 +55,7 @@ def loops():
         (leaves, r"leaves Python \(SystemExit\)"),
         (loops, "did not return within"),
         (lambda: torch.zeros(10**15), "more memory"),
-        (lambda: [] + 1, "stops with TypeError"),
+        (lambda: [] + 1, r"stops with TypeError.*in your line `\(lambda: \[\] \+ 1"),
         (lambda: None, "returns nothing"),
         (lambda: ..., "returns nothing"),
         (lambda x: 1, "stops with TypeError"),
