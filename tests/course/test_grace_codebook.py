@@ -145,6 +145,13 @@ def keep(a, b):
     return a
 
 
+def falls_through(book, k, v, target, epsilon):
+    """After the first entry it goes on, and finds that very entry near."""
+    if not book:
+        book.append({"key": k, "value": v, "epsilon": epsilon, "target": target})
+    return write_entry(book, k, v, target, epsilon)
+
+
 WRONG = [
     ("nearest", lambda book, k: (nearest(book, k)[0] ** 2, nearest(book, k)[1]), "squared distance"),
     ("nearest", lambda book, k: nearest(book, k)[::-1], "wrong way round"),
@@ -189,6 +196,7 @@ WRONG = [
     ("write_entry", lambda *given: write_entry(*given, old=lambda e, d: min(e, d / 2 - 1e-4)), r"0\.\d*9"),
     ("write_entry", lambda *given: write_entry(*given, same=lambda a, b: a is b), "the targets are the same"),
     ("write_entry", lambda book, *given: nearest(book, given[0]) and "add", "empty codebook"),
+    ("write_entry", falls_through, "after the first entry the function must return"),
     ("write_entry", lambda *given: given[0].append((1, 2)) or "add", "dictionary of key"),
     ("write_entry", lambda *given: given[0].append({}) or "add", "dictionary of key"),
     ("hook", lambda book: lambda module, args, output: None, "as before"),
