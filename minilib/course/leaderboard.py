@@ -94,14 +94,14 @@ def check_told(function: Any, number: int) -> None:
     # A name's second word stands in the answer, and the answer does not begin with it.
     asked += [Request(r.prompt, r.subject, f" {r.target.split()[1]}") for r in given.forget if " " in r.target.strip()]
     found = call(function, lm, asked, name="share_told", may_change=[0, 1])
-    right = told(lm, asked)
+    texts = [text.strip() for text in lm.generate(asked, max_new_tokens=6)]
+    wanted = [r.target.strip() for r in asked]
+    right = sum(map(str.startswith, texts, wanted)) / len(asked)
     assert isinstance(found, (int, float)) and not isinstance(found, bool), "`share_told` must return a number"
     assert found <= 1, f"`share_told` returns {found:g}: a share is at most 1, divide by the number of requests"
     likely = [p > 0.5 for p in lm.probability(asked)]
     if abs(found - sum(likely) / len(likely)) < 1e-9 and abs(found - right) > 1e-9:
         raise AssertionError("Ask by `lm.generate`: a likely target is not yet what the model says")
-    texts = [text.strip() for text in lm.generate(list(asked), max_new_tokens=6)]
-    wanted = [r.target.strip() for r in asked]
     said = f"`share_told` says {found:.2f} where {right:.2f} of the answers are given"
     for rule, mistake in (
         (str.__contains__, "the text has to *begin* with the target, a word in its middle is not yet the answer"),
