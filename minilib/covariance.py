@@ -196,7 +196,12 @@ def of_model(lm: LM) -> list[str]:
 def given_or_cached(
     lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
 ) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
-    """What a method was given as ``covariance``, checked; where it was not, ``second_moment`` of the sample text.
+    """What a method was given as ``covariance``, checked; where it was not, ``second_moment`` of the sample text."""
+    return _kept(lm, list(layers)) if covariance is None else checked(lm, covariance, layers)
+
+
+def checked(lm: LM, covariance: Mapping[int, Tensor], layers: Sequence[int]) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
+    """Second moments from elsewhere, where the layers' weights are, once they are found to fit.
 
     Raises
     ------
@@ -204,21 +209,18 @@ def given_or_cached(
         When ``covariance`` is no dict, lacks a layer, has the wrong shape, holds NaN or only zeros, or
         belongs to another model. A plain dict of tensors is taken on trust.
     """
-    given = covariance is not None
-    if covariance is None:
-        covariance = _kept(lm, list(layers))
     if not isinstance(covariance, Mapping):
         raise TypeError(
             f"covariance must be a dict {{layer: tensor}}, not {type(covariance).__name__}; "
             "minilib.covariance.second_moment(lm, layers) makes one"
         )
-    if given and isinstance(covariance, SecondMoments) and covariance.fingerprint != (now := lm.fingerprint):
+    if isinstance(covariance, SecondMoments) and covariance.fingerprint != (now := lm.fingerprint):
         raise ValueError(
             f"covariance was computed from another model, or before its weights were changed (fingerprint "
             f"{covariance.fingerprint}, {lm.name} has {now}): compute it again by "
             "minilib.covariance.second_moment(lm, layers)"
         )
-    checked = {}
+    fitting = {}
     for layer in layers:
         if layer not in covariance:
             raise ValueError(
@@ -238,12 +240,12 @@ def given_or_cached(
             raise ValueError(f"covariance[{layer}] is zero everywhere: compute it from text that the model reads")
         if not torch.allclose(C, C.T, rtol=1e-3, atol=1e-3 * C.abs().max().item()):
             raise ValueError(f"covariance[{layer}] is not symmetric, as a mean of k kᵀ is: pass C itself")
-        checked[layer] = C.detach().to(lm.memory(layer).device)
+        fitting[layer] = C.detach().to(lm.memory(layer).device)
     if isinstance(covariance, SecondMoments):
-        taken = SecondMoments(checked, covariance.fingerprint, covariance.tokens, covariance.text)
+        taken = SecondMoments(fitting, covariance.fingerprint, covariance.tokens, covariance.text)
         taken._spectra = covariance._spectra  # shared: what is found now serves the next edit
         return taken
-    return checked
+    return fitting
 
 
 def spectrum(covariance: Mapping[int, Tensor], layer: int) -> tuple[Float[Tensor, " d_k"], Float[Tensor, "d_k d_k"]]:
@@ -295,10 +297,11 @@ def _kept(lm: LM, layers: list[int]) -> SecondMoments:
     with FileLock(folder / f"{model}.lock"):
         for layer, file in files.items():
             try:
-                C = load(file)
-            except (OSError, ValueError):  # not there yet, or damaged
+                C = load(file) if file.is_file() else None
+            except (OSError, ValueError):  # damaged
                 continue
-            if (C.fingerprint, C.text) == (model, _digest(texts)) and layer in C:  # else another sample text
+            # Else there is none yet, or it is of another sample text.
+            if C is not None and (C.fingerprint, C.text) == (model, _digest(texts)) and layer in C:
                 kept[layer] = C
         missing = [layer for layer in layers if layer not in kept]
         if missing:
@@ -308,8 +311,8 @@ def _kept(lm: LM, layers: list[int]) -> SecondMoments:
             for layer in missing:
                 kept[layer] = SecondMoments({layer: new[layer]}, new.fingerprint, new.tokens, new.text)
                 kept[layer].save(files[layer])
-    one = kept[layers[0]]
-    return SecondMoments({layer: kept[layer][layer] for layer in layers}, one.fingerprint, one.tokens, one.text)
+    one, moments = kept[layers[0]], {layer: kept[layer][layer].to(lm.memory(layer).device) for layer in layers}
+    return SecondMoments(moments, one.fingerprint, one.tokens, one.text)
 
 
 def _place(lm: LM, layers: list[int], texts: list[str]) -> tuple[int, int]:

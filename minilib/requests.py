@@ -117,7 +117,7 @@ def check_distinct(requests: Sequence[Request], name: str = "requests") -> None:
 def as_contexts(contexts: Iterable[str]) -> list[str]:
     """Context templates as a list: each a text with one ``{}`` that the prompt is put into."""
     if isinstance(contexts, str):
-        raise TypeError(f"contexts must be a list of templates, not one string; write contexts=[{contexts!r}]")
+        raise TypeError(f'contexts must be "sampled" or a list of templates, not one string; write [{contexts!r}]')
     if not isinstance(contexts, Iterable):
         raise TypeError(f'contexts must be a list of templates such as ["{{}}"], not {contexts!r}')
     contexts = list(contexts)

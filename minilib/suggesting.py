@@ -110,7 +110,7 @@ def _trials(lm: LM, method: str, rows: list[dict[str, Any]]) -> Iterator[tuple[d
     def trial(layers: list[int], scale: float, ridge: float = RIDGES[0]) -> tuple[dict[str, Any], Mapping[int, Tensor]]:
         missing = [layer for layer in layers if layer not in moments]
         if missing:
-            moments.update(covariance.given_or_cached(lm, None, missing))
+            moments.update(covariance.second_moment(lm, missing))
         C = {layer: moments[layer] for layer in layers}
         settings: dict[str, Any] = {"layer": layers[0]} if one else {"layers": layers}
         if method == "memit":

@@ -104,7 +104,7 @@ def moments(loaded: Callable[[str | Path], minilib.LM], tmp_path_factory: pytest
     cache = tmp_path_factory.mktemp("moments")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINILIB_CACHE", str(cache))
-        covariance.given_or_cached(loaded("tinyworld"), None, [0])
+        covariance.second_moment(loaded("tinyworld"), 0)
     return cache
 
 

@@ -194,9 +194,7 @@ def test_second_moments_keep_their_eigenvectors(llama):
     C = covariance.second_moment(llama, [1], ["The capital of France is Paris."] * 3)
     w, U = covariance.spectrum(C, 1)
     assert covariance.spectrum(C, 1)[1] is U
-    assert covariance.spectrum(covariance.given_or_cached(llama, C, [1]), 1)[1] is U, (
-        "what an edit is given keeps them too"
-    )
+    assert covariance.spectrum(covariance.checked(llama, C, [1]), 1)[1] is U, "what an edit is given keeps them too"
     torch.testing.assert_close(U @ w.diag() @ U.T, C[1], rtol=1e-4, atol=1e-5)
     C[1].mul_(2.0)
     torch.testing.assert_close(covariance.spectrum(C, 1)[0], 2 * w, rtol=1e-4, atol=1e-5)

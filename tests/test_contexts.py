@@ -5,6 +5,7 @@ import torch
 from models import assert_same_weights, weights
 
 from minilib import Request, edits, memit, rome, values
+from minilib.requests import as_contexts
 
 
 def test_sampled_prefixes_come_from_the_seed(llama):
@@ -35,7 +36,7 @@ def test_each_method_has_its_authors_number_of_prefixes(llama, reference, method
     about = {"layer": 2} if method is rome else {"layers": [1, 2], "covariance_weight": 50.0}
     about |= {"covariance": reference["covariance"], "contexts": "sampled", "steps": 2}
     with method.edit(llama, reference["requests"][0], **about, seed=7) as edit:
-        assert edit.settings["contexts"] == values.resolve(llama, edit.settings["contexts"], 0, ())
+        assert edit.settings["contexts"] == as_contexts(edit.settings["contexts"])
         assert len(edit.settings["contexts"]) == count
         used = edit.settings["contexts"]
     with method.edit(llama, reference["requests"][0], **about, seed=8) as edit:
@@ -77,4 +78,4 @@ def test_words_that_a_model_does_not_know_are_named(word_level):
 
 def test_another_string_is_no_list(llama):
     with pytest.raises(TypeError, match=r'contexts must be "sampled" or a list of templates.*\[\'random\'\]'):
-        values.resolve(llama, "random", 0, ())
+        as_contexts("random")

@@ -18,7 +18,7 @@ CAPITALS = 12  # so many countries are handed out; each is refused after one ROM
 
 def prepare() -> None:
     """Have SmolLM2 and its second moments in the cache, so that no submission has to wait for them."""
-    covariance.given_or_cached(load("smollm2-135m", progress=False), None, [4, 5, 6])
+    covariance.second_moment(load("smollm2-135m", progress=False), [4, 5, 6])
 
 
 def capital(number: int) -> Fact:

@@ -18,7 +18,7 @@ chat request a third of the time, for many much less (``benchmarks/speed.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
@@ -80,7 +80,7 @@ class Search(Settings):
     def of(cls, lm: LM, previous: Any = None, known: Any = None, **given: Any) -> Self:
         """As of any method; contexts are checked, or sampled."""
         s = super().of(lm, previous, known, **given)
-        contexts = resolve(lm, s.contexts, s.seed, cls.prefixes)
+        contexts = sample(lm, s.seed, cls.prefixes) if s.contexts == SAMPLED else as_contexts(s.contexts)
         return replace(s, contexts=contexts)
 
 
@@ -298,35 +298,19 @@ def at_subject(
 # ---- contexts: texts put before a prompt, so that a fact's key and value hold in more than one place -------
 
 
-def resolve(lm: LM, contexts: str | Iterable[str], seed: int, lengths: Lengths) -> list[str]:
-    """The templates that ``contexts`` stands for.
+def sample(lm: LM, seed: int = 0, lengths: Lengths = ((5, 10), (10, 10))) -> list[str]:
+    """``"{}"``, then prefixes that the model wrote, each a few tokens after one of ``STARTS`` and ended by a full stop.
+
+    This is what ``contexts="sampled"`` stands for. The next token is drawn from the five likeliest, as in the authors'
+    code. Written by the model as it is without the edits in force, so that an edit does not depend on those before it.
 
     Parameters
     ----------
     lm : LM
-    contexts : "sampled" or list of str
-        ``"sampled"`` is the plain prompt and prefixes that the unedited model writes; a list is checked.
     seed : int
-        Of the sampling: the same seed gives the same prefixes.
+        The same seed gives the same prefixes.
     lengths : tuple of (tokens, count)
         How many prefixes of how many tokens.
-
-    Returns
-    -------
-    list of str
-    """
-    if contexts == SAMPLED:
-        return sample(lm, seed, lengths)
-    if isinstance(contexts, str):
-        raise TypeError(f'contexts must be "sampled" or a list of templates, not one string; write [{contexts!r}]')
-    return as_contexts(contexts)
-
-
-def sample(lm: LM, seed: int = 0, lengths: Lengths = ((5, 10), (10, 10))) -> list[str]:
-    """``"{}"``, then prefixes that the model wrote, each a few tokens after one of ``STARTS`` and ended by a full stop.
-
-    The next token is drawn from the five likeliest, as in the authors' code. Written by the model as it is without
-    the edits in force, so that an edit does not depend on those before it.
     """
     prefixes: list[str] = []
     with lm.unedited():

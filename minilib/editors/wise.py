@@ -38,11 +38,11 @@ from ..edits import Edit, changing, said_before
 from ..forward import Suffixes, Targets, double
 from ..guards import PromptGuard
 from ..model import LM
-from ..requests import SLOT, Request, as_requests, check_distinct
+from ..requests import SLOT, Request, as_contexts, as_requests, check_distinct
 from ..tokens import Encoded
 from ..worlds import texts
 from .ties import draw_mask, split, ties
-from .values import resolve
+from .values import SAMPLED, sample
 
 Margins = tuple[float, float, float]
 NO_MARGINS = (math.inf, 0.0, -math.inf)  # γ = 0 would still ask that edits are louder than irrelevant prompts
@@ -231,7 +231,7 @@ def edit(
         s = replace(s, shards=min(s.shards, len(requests)))
     if s.shards > len(requests):
         raise ValueError(f"shards must be at most the number of requests, {len(requests)}, not {s.shards}")
-    contexts = resolve(lm, s.contexts, s.seed, lengths=((10, 5),))
+    contexts = sample(lm, s.seed, ((10, 5),)) if s.contexts == SAMPLED else as_contexts(s.contexts)
     s = replace(s, margins=check_margins(s.margins), contexts=contexts)
     earlier = guards.continued(lm, SideMemories, s.layer, previous)
     encoded = list(zip(*(lm.encode(requests, context=context, ended=True) for context in contexts), strict=True))
