@@ -58,8 +58,8 @@ def test_the_key_of_a_context_is_that_of_the_text_written_out(llama):
     for i, template in enumerate(templates):
         written = Request(template.replace("{}", request.prompt), request.subject, request.target)
         k_i, Wk_i = values.keys_and_values(llama, [written], 2, ["{}"])
-        torch.testing.assert_close(k[0, i], k_i[0, 0], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(Wk[0, i], Wk_i[0, 0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(k[0, i], k_i[0, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(Wk[0, i], Wk_i[0, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_loss_is_the_mean_over_contexts(llama, reference):
@@ -68,7 +68,7 @@ def test_the_loss_is_the_mean_over_contexts(llama, reference):
     templates = ["{}", "Mira Okafor said: {}", "Is the capital a town? {}"]
     together = values.Objective(llama, [request], 2, "block", **terms, contexts=templates)(d)["nll"]
     apart = [values.Objective(llama, [request], 2, "block", **terms, contexts=[t])(d)["nll"] for t in templates]
-    torch.testing.assert_close(together, torch.stack(apart).mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(together, torch.stack(apart).mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_words_that_a_model_does_not_know_are_named(word_level):
