@@ -107,6 +107,8 @@ CLAIMS = {
         f"for {marks(attacked('exact', 'npo', 'lens'))} facts",
         f"for {marks(attacked('exact', 'oracle', 'lens'))} in a model that never knew",
         f"brought back {trained_back('npo', 10)}",
+        f"we found the answer for {marks(attacked('exact', 'npo', 'lens'))} facts",
+        f"a model that never knew gave {attacked('exact', 'oracle', 'lens').count('1')}",
     ],
     "as if it had never known": lambda: [
         f"given to {marks(attacked('exact', 'oracle', 'rephrasing'))} questions",
@@ -115,7 +117,8 @@ CLAIMS = {
     ],
     "a dangerous capability": lambda: [
         f"relearning brought back {marks(attacked('exact', 'rmu', 'relearning'))} answers after RMU",
-        f"dropping one singular direction {marks(attacked('exact', 'rmu', 'reversal'))}",
+        f"({marks(attacked('exact', 'oracle', 'relearning'))} from a model that never knew)",
+        f"dropping one singular direction {marks(attacked('exact', 'rmu', 'reversal'))} (none of 60)",
     ],
     "singular values": lambda: [
         f"was {ratio('ROME')[0]}; before the edit it was {ratio('unedited')[0]}",
@@ -128,6 +131,11 @@ CLAIMS = {
         f"as edited and had {likelier('wise')}",
     ],
 }
+
+
+def test_the_model_that_never_knew_shows_none_when_its_first_direction_is_dropped():
+    found = [r["alarms"]["reversal"] for r in stored.load("is_it_gone")["exact"] if r["method"] == "rmu"]
+    assert marks("".join(found)) == "0 of 60", "the page says: none of 60"
 
 
 @pytest.mark.parametrize("claim", CLAIMS)
