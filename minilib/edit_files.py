@@ -107,7 +107,7 @@ def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mappi
     Raises
     ------
     ValueError
-        When a change does not fit. The model is left as it was.
+        When a change does not fit, or is in force already. The model is left as it was.
     """
     with damaged(folder):
         keys = {int(n.removesuffix(":keys")): k for n, k in tensors.items() if n.endswith(":keys")}
@@ -120,6 +120,10 @@ def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mappi
         if shapes.get(name) != tuple(delta.shape) or not torch.isfinite(delta).all():
             raise ValueError(f"folder {str(folder)!r} is damaged: the change of {name} does not fit, or is not finite")
     method, requests, settings = (about[key] for key in ("method", "requests", "settings"))
+    for edit in lm.edits:
+        there = edit.deltas if edit.method == method and edit.requests == requests else {}
+        if set(there) == set(deltas) and all(torch.equal(there[name], delta) for name, delta in deltas.items()):
+            raise ValueError(f"folder {str(folder)!r} holds {edit}, which is in force already: undo it first")
     with changing(lm, list(deltas)) as originals:
         for name, delta in deltas.items():
             add_to(lm.model.get_parameter(name), delta, name)

@@ -136,8 +136,8 @@ def _checked(name: str, value: Any, kind: type, limit: Limit) -> Any:
 def editor(settings: type[Settings]) -> Callable[[Method], Method]:
     """Make a method take the keywords of its settings, refuse others, and note which requests it did not reach.
 
-    The message names the nearest keyword there is. The notes are those of ``unanswered``, and of
-    ``asked_otherwise``.
+    The message names the nearest keyword there is. The notes are those of ``unanswered``, ``asked_otherwise``,
+    ``beyond_what_was_seen`` and ``past_guards``.
     """
 
     def decorate(method: Method) -> Method:
@@ -163,6 +163,7 @@ def editor(settings: type[Settings]) -> Callable[[Method], Method]:
                 edit = method(*args, **keywords)
                 try:
                     edit.notes += asked_otherwise(edit.lm, edit.requests) + beyond_what_was_seen(edit)
+                    edit.notes += past_guards(edit) if edit.lm.guards else []
                     if "forgets" not in edit.settings:  # unlearning looks for leaks itself
                         edit.notes += unanswered(edit)
                 except BaseException:  # KeyboardInterrupt too
@@ -233,6 +234,25 @@ def beyond_what_was_seen(edit: Any) -> list[str]:
                 f"{name} has changed by {size:.2f} of its length, and nothing above {limit:g} was seen to be harmless: "
                 "ask about other things (metrics.locality), or undo"
             )
+    return notes
+
+
+def past_guards(edit: Any) -> list[str]:
+    """A note for each request of a guard in force that the guard does not answer, now that weights have changed."""
+    notes = []
+    for latest in [] if edit.guard is not None else edit.lm.edits:
+        if latest.guard is None or not latest.guard.attached:
+            continue
+        requests, earlier = [], latest
+        while earlier is not None:  # those that it continues
+            requests += earlier.requests
+            earlier = earlier.previous
+        for request, row in zip(requests, latest.explain(requests), strict=True):
+            if not row["decided"]:
+                notes.append(
+                    f"{request.text!r} is not answered by the {latest.guard.what} of layer {latest.guard.layer}, whose "
+                    "keys may have moved: change weights first, and put guards into force after that"
+                )
     return notes
 
 

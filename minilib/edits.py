@@ -73,6 +73,7 @@ class Edit:
         previous: Edit | None = None,
         keys: Mapping[int, Tensor] | None = None,
     ) -> None:
+        lm.check_in_place()
         self.lm = lm
         self.method = method
         self.requests = list(requests)
@@ -115,10 +116,12 @@ class Edit:
         Raises
         ------
         ValueError
-            When the edit was undone before, or a later edit lies on top of it.
+            When the edit was undone before, a later edit lies on top of it, or ``lm.unedited`` or ``at_strength`` has
+            put other weights for a while.
         """
         if not self.active:
             raise ValueError(f"{self} was undone already: there is nothing left to undo")
+        self.lm.check_in_place()
         if self.lm.edits[-1] is not self:
             raise ValueError(f"{self} lies under a later edit: undo {self.lm.edits[-1]} first")
         _write(self.lm, {name: self.original(name) for name in self._sizes})
@@ -203,7 +206,8 @@ class Edit:
     def at_strength(self, strength: float) -> Iterator[None]:
         """For the time of the block, the model with W + strength · ΔW: 0 is as before, 1 the edit, more overshoots.
 
-        Edits that lie on top of this one stay in force. A guard is in force or not, at strength 1 or 0.
+        Edits that lie on top of this one stay in force. A guard is in force or not, at strength 1 or 0. Nothing can be
+        edited or undone in the block.
         """
         if not self.active:
             raise ValueError(f"{self} was undone: there is no change to scale")
@@ -219,7 +223,7 @@ class Edit:
                 for name, delta in deltas.items()
             }
             _write(self.lm, scaled)
-            with self._without_guard() if strength == 0 else nullcontext():
+            with self._without_guard() if strength == 0 else nullcontext(), self.lm.aside():
                 yield
 
     def explain(
@@ -277,6 +281,7 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     dict of str to Tensor
         Copies of the parameters as they were.
     """
+    lm.check_in_place()
     originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
     edits = len(lm.edits)
     try:

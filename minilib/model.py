@@ -220,15 +220,34 @@ class LM(AnswerMixin):
                 guard.silent = was
 
     @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Marks that the weights are not as ``edits`` tells: in the block nothing is edited, loaded or undone."""
+        about = self.model.__dict__
+        before = about.get("minilib_aside", False)
+        about["minilib_aside"] = True
+        try:
+            yield
+        finally:
+            about["minilib_aside"] = before
+
+    def check_in_place(self) -> None:
+        """Refuse to edit or undo where ``unedited`` or ``Edit.at_strength`` has put other weights for a while."""
+        if self.model.__dict__.get("minilib_aside", False):
+            raise ValueError(
+                f"{self.name} has other weights for the time of this block (lm.unedited, edit.at_strength): leave the "
+                "block before you edit, load or undo"
+            )
+
+    @contextmanager
     def unedited(self) -> Iterator[None]:
-        """For the time of the block, the model as it was before every edit in force."""
+        """For the time of the block, the model as it was before every edit in force; nothing can be edited in it."""
         originals = self.originals()
         parameters = {name: self.model.get_parameter(name) for name in originals}
         edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         try:
             for name, parameter in parameters.items():
                 parameter.data.copy_(originals[name])
-            with self.silenced():
+            with self.silenced(), self.aside():
                 yield
         finally:
             for name, parameter in parameters.items():

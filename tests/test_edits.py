@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from models import REFERENCE, assert_same_weights, random_lm, weights
 
 import minilib
-from minilib import Request, covariance, editor, edits, inside, rome, tracing, values
+from minilib import Request, covariance, editor, edits, grace, inside, load_edit, rome, tracing, values
+from minilib import tinyworld as world
 from minilib.edits import Edit
 
 REQUEST = Request("The capital of {} is", "France", " Rome")
+DECLINED = [Request(f.prompts[0], f.subject, " I do not know.") for f in world.facts()]
 
 
 @pytest.fixture(scope="module")
@@ -525,3 +527,43 @@ def test_requests_may_be_any_iterable(llama, reference):
             deltas.append(edit.deltas[llama.weight_name(2)])
             assert edit.requests == requests
     assert torch.equal(deltas[0], deltas[1]) and torch.equal(deltas[0], deltas[2])
+
+
+@pytest.mark.parametrize("block", ["unedited", "at half strength"])
+def test_where_the_weights_stand_aside_nothing_is_edited_or_undone(tinyworld, block):
+    facts = DECLINED[:2]
+    with rome.edit(tinyworld, facts[0]) as edit:
+        before = weights(tinyworld)
+        with tinyworld.unedited() if block == "unedited" else edit.at_strength(0.5):
+            for attempt in (
+                lambda: rome.edit(tinyworld, facts[1]),
+                lambda: grace.edit(tinyworld, facts[1]),
+                edit.undo,
+            ):
+                with pytest.raises(ValueError, match="leave the block before you edit, load or undo"):
+                    attempt()
+        assert_same_weights(tinyworld, before)
+        assert tinyworld.edits == [edit]
+
+
+def test_an_edit_that_is_in_force_is_not_loaded_on_top_of_itself(tinyworld, tmp_path):
+    with rome.edit(tinyworld, DECLINED[0]) as edit:
+        edit.save(tmp_path)
+        before = weights(tinyworld)
+        with pytest.raises(ValueError, match="in force already: undo it first"):
+            load_edit(tinyworld, tmp_path)
+        assert_same_weights(tinyworld, before)
+    load_edit(tinyworld, tmp_path).undo()
+
+
+def test_an_edit_of_weights_says_which_guard_no_longer_answers(tinyworld):
+    guarded, *others = DECLINED[:105:5]
+    with grace.edit(tinyworld, guarded) as guard:
+        edit = rome.edit(tinyworld, others)
+        (row,) = guard.explain([guarded])
+        said = [note for note in edit.notes if note.startswith(f"{guarded.text!r} is not answered by the codebook")]
+        assert not row["decided"] and len(said) == 1
+        edit.undo()
+        assert guard.explain([guarded])[0]["decided"]
+        with rome.edit(tinyworld, others[0]) as edit:
+            assert guard.explain([guarded])[0]["decided"] != any("codebook" in note for note in edit.notes)

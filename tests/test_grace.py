@@ -182,3 +182,15 @@ def test_a_prompt_that_falls_between_balls_is_named(tinyworld):
         assert own == [not n for n in named]
     with grace.edit(tinyworld, asked) as made:
         assert not any("lower epsilon" in note for note in made.notes)
+
+
+def test_a_split_that_leaves_an_earlier_request_outside_says_so(tinyworld):
+    names = sorted({fact.subject for fact in world.facts()})
+    born = "Where was {} born?"
+    first = [Request(born, name, " violin.") for name in names[:2]]
+    with grace.edit(tinyworld, first, epsilon=6.0, steps=30) as book:
+        assert book.settings["actions"] == ["add", "grow"]
+        with grace.edit(tinyworld, Request(born, names[12], " piano."), epsilon=6.0, steps=30, previous=book) as split:
+            assert split.settings["actions"] == ["split"]
+            outside = [r.text for r, row in zip(first, split.explain(first), strict=True) if not row["decided"]]
+            assert outside and all(any(repr(text) in note for note in split.notes) for text in outside)

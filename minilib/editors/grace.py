@@ -217,9 +217,22 @@ def edit(
         distance, entry = new.nearest(k)  # a ball grows or is cut for the sake of one, and later keys lie between
         wrong = (distance > new.epsilon[entry]) | (entry != torch.tensor(new.owners[-len(k) :], device=k.device))
         lost = [request.text for request, yes in zip(requests, wrong.tolist(), strict=True) if yes]
+        lost += [] if book is None else cut_off(lm, book, new)
         notes += [f"{text!r} is not answered by its own entry, other keys are nearer: lower epsilon" for text in lost]
         used = s.used() | {"actions": actions}
         return Edit(lm, "grace", requests, used, {}, traces=traces, notes=notes, guard=new, previous=previous)
+
+
+def cut_off(lm: LM, book: Codebook, new: Codebook) -> list[str]:
+    """The texts of earlier requests whose key lies outside its ball, now that a split has made the ball smaller."""
+    smaller = (new.epsilon[: len(book.epsilon)] < book.epsilon).tolist()
+    asked = [r for r, owner in zip(book.requests, book.owners, strict=True) if owner >= 0 and smaller[owner]]
+    if not asked:
+        return []
+    keys = torch.stack([k[-1] for k in guards.keys(lm, new.layer, [x.ids for x in lm.encode(asked)])])
+    distance, entry = new.nearest(keys)
+    outside = (distance > new.epsilon[entry]).tolist()
+    return [request.text for request, yes in zip(asked, outside, strict=True) if yes]
 
 
 def place(
