@@ -6,10 +6,11 @@ import json
 from functools import partial
 
 import pytest
+import torch
 from browse import Quiet, served
 from built import ROOT, SITE
 
-from minilib import Request
+from minilib import Request, guards, tracing
 
 EDITS = [
     Request("What is the capital of {}?", "France", "I don't know.", chat=True),
@@ -91,6 +92,35 @@ def test_an_edit_is_the_librarys_and_undo_is_exact(page, smollm2, request_):
     assert max(found["v*: 1 - cosine"], found["v*: norm"], found["ΔW: 1 - cosine"], found["ΔW: norm"]) < 1e-2
     assert found["W: norm"] < 1e-4 and found["p after"] < 0.05  # the two searches drift apart a little
     assert found["moved"] > 0.3 and found["undone to the bit"]
+
+
+def test_the_reach_and_the_lens_are_the_librarys(page, smollm2):
+    """What is shown beside the answers: where the write lands in other questions, and what each block's output says."""
+    import real_page
+
+    request, layer = EDITS[0], 4
+    made = real_page.edit(page, request, layer)
+    W = smollm2.down_projection(layer).weight
+    kept = W.detach().clone()
+    try:
+        questions = [{"text": text, "chat": True} for text in QUESTIONS[:2]]
+        reach = real_page.call(page, "reach", edit=made["id"], questions=questions)
+        rows = [smollm2.encode(text, chat=True).ids for text in QUESTIONS[:2]]
+        for found, k in zip(reach, guards.keys(smollm2, layer, rows), strict=True):
+            rho = k @ made["u"] / (made["key"] @ made["u"])
+            assert abs(found["rho"] - rho[rho.abs().argmax()].item()) < 1e-2
+        asked = {"text": request.text, "chat": True}
+        seen = real_page.call(page, "inside", edit=made["id"], question=asked, target=request.target)["lens"]
+        for when in ("before", "after"):
+            if when == "after":
+                W.data += torch.outer(made["Lambda"], made["u"])
+            lens = tracing.logit_lens(smollm2, request)
+            target = torch.tensor([block["target"] for block in seen[when]])
+            assert (target - lens.target[1:, -1]).abs().max() < 1e-3  # row 0 is the embeddings
+            assert abs(seen[when][-1]["p"] - lens.probability[-1, -1].item()) < 1e-3
+    finally:
+        W.data.copy_(kept)
+        real_page.call(page, "undo", edit=made["id"])
 
 
 def test_five_answers_are_the_librarys(page, smollm2):
