@@ -184,7 +184,7 @@ to {said["equal"]} of {said["questions"]} questions were the same{end}. During {
 taken back, the page's process held between {min(many["MB"]):.0f} and {max(many["MB"]):.0f} MB of memory, and at the end
 {many["MB"][-1]:.0f} MB.
 
-This was headless Chromium on a machine with two cores that other programs used too, so the times are rough.
+This was headless Chromium on a machine with two cores with nothing else running; the times vary from run to run.
 
 | | {took["threads"]} threads | one thread |
 |---|---|---|
