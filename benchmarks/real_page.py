@@ -184,7 +184,7 @@ to {said["equal"]} of {said["questions"]} questions were the same{end}. During {
 taken back, the page's process held between {min(many["MB"]):.0f} and {max(many["MB"]):.0f} MB of memory, and at the end
 {many["MB"][-1]:.0f} MB.
 
-This was headless Chromium on a machine with two cores with nothing else running; the times vary from run to run.
+This was headless Chromium on a machine with two cores and a little other work, so the times are rough.
 
 | | {took["threads"]} threads | one thread |
 |---|---|---|
