@@ -93,9 +93,10 @@ def unreadable() -> dict[str, str]:
 
 
 def styles_changed() -> bool:
-    """Whether a style sheet or script is another than the site's, which Sphinx doesn't notice."""
+    """Whether a style sheet, a script or what they read first is another than the site's: Sphinx doesn't notice."""
     source, built = ROOT / "book" / "_static", SITE / "_static"
     files = [*source.glob("*.css"), *source.glob("*.js"), *source.glob("live/*"), *source.glob("real/*")]
+    files += source.glob("live_data/*.json")  # says whether the real model is there, which `make live` may have fetched
     return built.exists() and any(
         not (copy := built / file.relative_to(source)).exists() or file.read_bytes() != copy.read_bytes()
         for file in files
