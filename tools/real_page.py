@@ -10,7 +10,7 @@ from playwright.sync_api import Page
 from torch import Tensor
 
 import minilib
-from minilib import LM, Request, values
+from minilib import LM, Request, edits, values
 
 PAGE = "book/playground.html"
 NUMBERS = """async id => Object.fromEntries(Object.entries(await realModel.call('numbers', { edit: id }))
@@ -55,16 +55,11 @@ def expected(lm: LM, text: str, chat: bool) -> Tensor:
     return lm.logprobs(text, chat).exp()[0]
 
 
-@torch.no_grad()
 def expected_with(lm: LM, made: dict[str, Any], text: str, chat: bool) -> Tensor:
     """The same, by the library with the page's own ΔW."""
-    W = lm.down_projection(made["layer"]).weight
-    kept = W.detach().clone()
-    try:
-        W += torch.outer(made["Lambda"], made["u"])
+    with edits.restored(lm, [lm.weight_name(made["layer"])]):
+        edits.add(lm, made["layer"], torch.outer(made["Lambda"], made["u"]))
         return expected(lm, text, chat)
-    finally:
-        W.copy_(kept)
 
 
 def compare(page: Page, lm: LM, request: Request, layer: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from browse import Quiet, served
 from built import ROOT, SITE
 
-from minilib import Request, guards, tracing
+from minilib import Request, edits, guards, tracing
 
 EDITS = [
     Request("What is the capital of {}?", "France", "I don't know.", chat=True),
@@ -100,9 +100,7 @@ def test_the_reach_and_the_lens_are_the_librarys(page, smollm2):
 
     request, layer = EDITS[0], 4
     made = real_page.edit(page, request, layer)
-    W = smollm2.down_projection(layer).weight
-    kept = W.detach().clone()
-    try:
+    with edits.restored(smollm2, [smollm2.weight_name(layer)]):
         questions = [{"text": text, "chat": True} for text in QUESTIONS[:2]]
         reach = real_page.call(page, "reach", edit=made["id"], questions=questions)
         rows = [smollm2.encode(text, chat=True).ids for text in QUESTIONS[:2]]
@@ -113,14 +111,12 @@ def test_the_reach_and_the_lens_are_the_librarys(page, smollm2):
         seen = real_page.call(page, "inside", edit=made["id"], question=asked, target=request.target)["lens"]
         for when in ("before", "after"):
             if when == "after":
-                W.data += torch.outer(made["Lambda"], made["u"])
+                edits.add(smollm2, layer, torch.outer(made["Lambda"], made["u"]))
             lens = tracing.logit_lens(smollm2, request)
             target = torch.tensor([block["target"] for block in seen[when]])
             assert (target - lens.target[1:, -1]).abs().max() < 1e-3  # row 0 is the embeddings
             assert abs(seen[when][-1]["p"] - lens.probability[-1, -1].item()) < 1e-3
-    finally:
-        W.data.copy_(kept)
-        real_page.call(page, "undo", edit=made["id"])
+    real_page.call(page, "undo", edit=made["id"])
 
 
 def test_five_answers_are_the_librarys(page, smollm2):
