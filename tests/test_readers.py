@@ -138,6 +138,28 @@ def test_what_cannot_be_read_is_said(tmp_path):
     broken.write_text('{"question": ', "utf8")
     with pytest.raises(ValueError, match="neither a JSON list nor JSON lines"):
         readers.tofu(broken)
+    for encoding in ("latin-1", "utf-16"):
+        broken.write_text(json.dumps(TOFU | {"answer": "Él"}, ensure_ascii=False), encoding)
+        with pytest.raises(ValueError, match=r"broken\.jsonl is not in UTF-8 .*: save it as UTF-8"):
+            readers.tofu(broken)
+
+
+@pytest.mark.parametrize(
+    ("read", "row", "why"),
+    [
+        (readers.counterfact, COUNTERFACT | {"paraphrase_prompts": "Anna speaks"}, "its paraphrase_prompts must be a"),
+        (readers.counterfact, COUNTERFACT | {"neighborhood_prompts": "Ben"}, "its neighborhood_prompts must be a list"),
+        (readers.zsre, ZSRE | {"answers": "Paris"}, "its answers must be a list of texts, not 'Paris'"),
+        (readers.zsre, ZSRE | {"loc_ans": 7}, "7 stands where a text should"),
+        (readers.tofu, TOFU | {"perturbed_answer": "No."}, "its perturbed_answer must be a list of texts"),
+        (readers.tofu, TOFU | {"answer": None}, "None stands where a text should"),
+        (readers.rwku, RWKU | {"answer": 1899}, "1899 stands where a text should"),
+        (readers.muse, MUSE | {"answer": ["a"]}, r"\['a'\] stands where a text should"),
+    ],
+)
+def test_a_text_is_no_list_and_a_number_is_no_text(tmp_path, read, row, why):
+    with pytest.raises(ValueError, match=f"record 1 cannot be read: {why}"):
+        read(write(tmp_path, [row], True))
 
 
 def changed(record, **fields):
@@ -150,7 +172,7 @@ def changed(record, **fields):
     [
         (readers.counterfact, COUNTERFACT, changed(COUNTERFACT, prompt="Her mother tongue is"), "has no single {}"),
         (readers.zsre, ZSRE, ZSRE | {"subject": "Other"}, "src does not name its subject 'Other': 'Who built"),
-        (readers.zsre, ZSRE, ZSRE | {"answers": []}, "not enough values"),
+        (readers.zsre, ZSRE, ZSRE | {"answers": []}, "its answers is empty"),
         (readers.tofu, TOFU, TOFU | {"subject": "Other"}, "question does not name its subject 'Other'"),
         (readers.tofu, TOFU, TOFU | {"subject": " "}, "question does not name its subject ' '"),
         (readers.rwku, RWKU, RWKU | {"query": "___."}, "query does not name its subject ''"),

@@ -63,8 +63,8 @@ def counterfact(path: str | Path) -> Facts:
         prompt = rewrite["prompt"]
         if prompt.count(SLOT) != 1:
             raise ValueError(f"prompt {prompt!r} has no single {SLOT} where its subject {subject!r} stands")
-        beside = tuple(Question(text, true) for text in row.get("neighborhood_prompts", ()))
-        forms = _templates(row.get("paraphrase_prompts", ()), subject)
+        beside = tuple(Question(text, true) for text in _list(row, "neighborhood_prompts"))
+        forms = _templates(_list(row, "paraphrase_prompts"), subject)
         wrong = (rewrite["target_new"]["str"],)
         relation = rewrite.get("relation_id", "counterfact")
         return Fact(relation, subject, true, (), prompt, prompt, forms, beside, None, wrong=wrong)
@@ -80,7 +80,7 @@ def zsre(path: str | Path) -> Facts:
     """
 
     def fact(row: dict[str, Any]) -> Fact:
-        subject, (answer, *others) = row["subject"], row["answers"]
+        subject, (answer, *others) = row["subject"], _list(row, "answers", least=1)
         question = _template("src", row["src"], subject)
         far = Question(row["loc"].removeprefix("nq question: ").rstrip("?") + "?", row["loc_ans"])
         forms = _templates([row["rephrase"]], subject)
@@ -111,7 +111,7 @@ def tofu(path: str | Path, subject: Callable[[str], str] | None = None) -> Facts
         who = row.get("subject") or (subject or _capitalised)(asked)
         question = _template("question", asked, who)
         forms = _templates([row[name] for name in ("paraphrased_question",) if name in row], who)
-        more = {"wrong": tuple(row.get("perturbed_answer", ())), "paraphrase": row.get("paraphrased_answer", "")}
+        more = {"wrong": tuple(_list(row, "perturbed_answer")), "paraphrase": row.get("paraphrased_answer", "")}
         return Fact("tofu", who, row["answer"], (), question, question, forms, (), None, **more)
 
     return _facts(path, fact)
@@ -172,7 +172,7 @@ def _facts(path: str | Path, fact: Callable[[dict[str, Any]], Fact]) -> Facts:
     facts.skipped = []
     for number, row in _rows(Path(path)):
         try:
-            facts.append(fact(row))
+            facts.append(_checked(fact(row)))
         except KeyError as error:
             raise ValueError(f"{path}: record {number} has no field {error}; it has {', '.join(row)}") from error
         except (TypeError, AttributeError) as error:
@@ -191,7 +191,10 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Records with their numbers from 1: a JSON list, or a JSON object on each line."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}: download the data set first and give its path")
-    text = path.read_text("utf-8-sig")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error}): save it as UTF-8") from error
     try:  # str.splitlines would cut at U+2028 and its like, which may stand inside a string
         lines = [] if text.lstrip().startswith("[") else text.split("\n")
         rows = [json.loads(line) for line in lines if line.strip()] if lines else json.loads(text)
@@ -203,6 +206,25 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
     if not rows:
         raise ValueError(f"{path} holds no record")
+
+
+def _list(row: dict[str, Any], field: str, least: int = 0) -> list[str]:
+    """A field that holds a list of texts; an optional one may be missing. One text is no list of its letters."""
+    texts = row[field] if least else row.get(field, [])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"its {field} must be a list of texts, not {texts!r}")
+    if len(texts) < least:
+        raise ValueError(f"its {field} is empty")
+    return texts
+
+
+def _checked(fact: Fact) -> Fact:
+    """A fact whose texts are texts, such as an answer that is no null and no number."""
+    far = (fact.unrelated.text, fact.unrelated.answer) if fact.unrelated else ()
+    for text in (fact.subject, fact.answer, *fact.wrong, fact.paraphrase, *far):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} stands where a text should")
+    return fact
 
 
 def _template(field: str, text: str, subject: str) -> str:
