@@ -189,8 +189,15 @@ def sample_texts(name: str = "smollm2-135m") -> list[str]:
 
 
 def of_model(lm: LM) -> list[str]:
-    """The model's own sample text, or else SmolLM2's."""
-    return sample_texts(lm.name if (TEXTS / f"{lm.name}.jsonl.gz").is_file() else "smollm2-135m")
+    """SmolLM2's sample text, or tinyworld's for a model of no other words."""
+    for name in ("smollm2-135m", "tinyworld"):
+        texts = sample_texts(name)
+        try:
+            lm.encode(texts[0], any_length=True)
+        except ValueError:  # it does not know all the words
+            continue
+        return texts
+    return sample_texts()
 
 
 def given_or_cached(
@@ -294,7 +301,7 @@ def _kept(lm: LM, layers: list[int]) -> SecondMoments:
     folder, model = made(cache_folder() / "second_moments"), lm.fingerprint
     files = {layer: folder / f"{model}-{layer}.safetensors" for layer in layers}
     kept: dict[int, SecondMoments] = {}
-    with FileLock(folder / f"{model}.lock"):
+    with lm.turn, FileLock(folder / f"{model}.lock"):  # in this order, as in an edit, which has its turn already
         for layer, file in files.items():
             try:
                 C = load(file) if file.is_file() else None

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .editor import past_guards
 from .editors import grace, wise
 from .edits import Edit, add_to, changing
 from .guards import Guard, guarding
@@ -25,7 +26,8 @@ GUARDS = {"grace": grace.codebook, "wise": wise.memories}
 def load_edit(lm: LM, folder: str | Path) -> Edit:
     """Apply what ``Edit.save`` wrote to the model that it was made on.
 
-    The changes are added to the weights as they are, so edits that were made one on another are loaded in that order.
+    The changes are added to the weights as they are, so edits that were made one on another are loaded in that order;
+    a guard's ``notes`` say which of its requests it does not answer with the weights that it finds.
     An edit that continued another (``previous=``) holds the earlier entries too: it is loaded on top of that one, or
     alone.
 
@@ -46,7 +48,7 @@ def load_edit(lm: LM, folder: str | Path) -> Edit:
     ValueError
         When the edit belongs to another model, or the file is damaged. The model is left as it was.
     """
-    with torch.inference_mode(False):  # what is loaded is used outside the caller's block too
+    with lm.turn, torch.inference_mode(False):  # what is loaded is used outside the caller's block too
         about, tensors = read(lm, folder)
         if about["method"] not in GUARDS:
             return weights(lm, folder, about, tensors)
@@ -126,7 +128,10 @@ def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mappi
             raise ValueError(f"folder {str(folder)!r} holds {edit}, which is in force already: undo it first")
     with changing(lm, list(deltas)) as originals:
         for name, delta in deltas.items():
-            add_to(lm.model.get_parameter(name), delta, name)
+            # ROME adds its requests one by one, and does so here: a sum of several would differ in the last bit.
+            steps = zip(thin[name][0].T, thin[name][1], strict=True) if method == "rome" and name in thin else ()
+            for change in [torch.outer(*pair) for pair in steps] or [delta]:
+                add_to(lm.model.get_parameter(name), change, name)
         whole = {name: delta for name, delta in deltas.items() if name not in thin}
         more = {"traces": about["traces"], "notes": about["notes"], "factors": thin, "keys": keys}
         return Edit(lm, method, requests, settings, originals, whole, **more)
@@ -147,4 +152,6 @@ def beside(lm: LM, about: Mapping[str, Any], guard: Guard) -> Edit:
         )
     method, requests, settings = (about[key] for key in ("method", "requests", "settings"))
     more = {"traces": about["traces"], "notes": about["notes"], "guard": guard, "previous": previous}
-    return Edit(lm, method, requests, settings, {}, **more)
+    edit = Edit(lm, method, requests, settings, {}, **more)
+    edit.notes += [note for note in past_guards(lm) if note not in edit.notes]  # such as without the weights beneath it
+    return edit

@@ -111,8 +111,12 @@ def run(
     """
     check_lm(lm)
     requests = as_requests(requests)
-    if not callable(edit):
-        raise TypeError(f"edit must be a method's edit function, such as minilib.rome.edit, not {edit!r}")
+    if not callable(edit) or not hasattr(edit, "__qualname__"):
+        raise TypeError(
+            f"edit must be a method's edit function, such as minilib.rome.edit, not {edit!r}; its settings go to run"
+        )
+    if measure is not None and not callable(measure):
+        raise TypeError(f"measure must be a function of (lm, requests so far), not {measure!r}")
     chunk = whole(chunk, "chunk")
     if on_collapse not in ("note", "stop"):
         raise ValueError(f"on_collapse must be 'note' or 'stop', not {on_collapse!r}")
@@ -121,12 +125,13 @@ def run(
     takes = inspect.signature(edit).parameters.get("previous")
     folder = Path(folder)
     about = {
-        "method": f"{edit.__module__}.{edit.__name__}",
+        "method": f"{edit.__module__}.{edit.__qualname__}",
         "model": lm.fingerprint,
-        "on": [[e.method, [r.text for r in e.requests]] for e in lm.edits],
+        "on": [[e.method, [dataclasses.asdict(r) for r in e.requests], e.settings] for e in lm.edits],
         "requests": [dataclasses.asdict(request) for request in requests],
         "chunk": chunk,
         "settings": settings,
+        "measure": getattr(measure, "__qualname__", None if measure is None else type(measure).__qualname__),
     }
     about = json.loads(json.dumps(about, default=_digest))
     chunks = [requests[i : i + chunk] for i in range(0, len(requests), chunk)]
@@ -156,6 +161,8 @@ def _run(
     texts, tokens = WATCHED
     ids = [tokens_of(lm, text, chat=False) for text in covariance.of_model(lm)[:texts]]
     ordinary = [Encoded(row[:1], row[1 : min(tokens, lm.context_length)]) for row in ids if len(row) > 1]
+    if on_collapse == "stop" and not ordinary:
+        raise ValueError(f"on_collapse='stop' needs text that {lm.name} can read, and no sample text is: choose 'note'")
     try:
         for i in tqdm(range(len(chunks) + 1), desc="chunks", disable=not progress):
             if i:
@@ -178,7 +185,7 @@ def _run(
                 row = {"edits": len(done), "seconds": spent.get(str(i), 0.0)}
                 if ordinary:  # a model of few words may not read the sample text
                     row["divergence"] = round(metrics.drift(lm, ordinary), 6)
-                stream.rows.append(row | ({} if measure is None else measure(lm, done)))
+                stream.rows.append(row | ({} if measure is None else _numbers(measure(lm, done))))
                 _write(folder, {"about": about, "rows": stream.rows, "spent": spent})
             if i and stream.rows[i].get("divergence", 0.0) > COLLAPSE:
                 far = (
@@ -194,6 +201,14 @@ def _run(
             lm.edits[-1].undo()
         raise
     return stream
+
+
+def _numbers(measured: Any) -> dict[str, Any]:
+    """What ``measure`` returned, as the file will give it back."""
+    try:
+        return dict(json.loads(json.dumps(measured)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"measure must return a dict of numbers, which JSON can hold, not {measured!r}") from error
 
 
 def _state(folder: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:

@@ -1,5 +1,7 @@
 """A stream of edits: each chunk on top of the last, gone on from after a kill, and taken back from its end."""
 
+import dataclasses
+import functools
 import json
 import time
 
@@ -51,14 +53,17 @@ def test_a_chunk_that_was_killed_before_its_row_keeps_its_seconds(llama, referen
         time.sleep(0.3)
         return grace.edit(lm, some, previous=previous, **settings)
 
-    def killed(lm, done):
-        if done:
+    kill = [True]
+
+    def measure(lm, done):
+        if done and kill.pop():
             raise KeyboardInterrupt
         return {}
 
-    some, how = reference["requests"][:1], {"layer": 2, "epsilon": 0.01, "lr": 0.5, "steps": 1}
+    some, how = reference["requests"][:1], {"layer": 2, "epsilon": 0.01, "lr": 0.5, "steps": 1, "measure": measure}
     with pytest.raises(KeyboardInterrupt):
-        sequence.run(llama, some, edit, tmp_path, measure=killed, **how)
+        sequence.run(llama, some, edit, tmp_path, **how)
+    kill.append(False)
     stream = sequence.run(llama, some, edit, tmp_path, **how)
     assert stream.rows[0]["seconds"] == 0 and stream.rows[1]["seconds"] >= 0.3
     stream.undo()
@@ -122,16 +127,56 @@ def test_a_folder_holds_one_stream(llama, reference, arguments, tmp_path):
             sequence.run(llama, requests[:1], alphaedit.edit, tmp_path, **{**arguments, **changed})
     with pytest.raises(ValueError, match="another stream, of other requests"):
         sequence.run(llama, requests[1:], alphaedit.edit, tmp_path, **arguments)
+    with pytest.raises(ValueError, match="another stream, of other measure"):
+        sequence.run(llama, requests[:1], alphaedit.edit, tmp_path, measure=probabilities, **arguments)
     (tmp_path / "sequence.json").write_text(json.dumps({"rows": []})[:-3])
     with pytest.raises(ValueError, match="damaged"):
         sequence.run(llama, requests[:1], alphaedit.edit, tmp_path, **arguments)
     assert not llama.edits
 
 
+def test_edits_beneath_a_stream_are_known_by_their_targets_and_settings(llama, reference, arguments, tmp_path):
+    first, second = reference["requests"][:2]
+    C = {"covariance": reference["covariance"], "layer": 2, **reference["search"], "steps": 2}
+    other = dataclasses.replace(first, target=" Oslo")
+    with rome.edit(llama, first, **C):
+        sequence.run(llama, [second], alphaedit.edit, tmp_path, **arguments).undo()
+    for request, changed in ((other, {}), (first, {"lr": 0.2})):
+        with (
+            rome.edit(llama, request, **{**C, **changed}),
+            pytest.raises(ValueError, match="another stream, of other edits in force"),
+        ):
+            sequence.run(llama, [second], alphaedit.edit, tmp_path, **arguments)
+
+
+def test_a_stream_of_several_requests_an_edit_resumes_bit_for_bit(llama, reference, tmp_path):
+    C = {"covariance": reference["covariance"], "layer": 2, **reference["search"], "steps": 3}
+    stream = sequence.run(llama, reference["requests"], rome.edit, tmp_path, chunk=3, **C)
+    after = weights(llama)
+    stream.undo()
+    sequence.run(llama, reference["requests"], rome.edit, tmp_path, chunk=3, **C)
+    assert_same_weights(llama, after)
+
+
+def test_under_any_name_a_model_is_watched_on_words_that_it_knows(tinyworld, word_level, tmp_path):
+    tinyworld.name = "mine"
+    fact = minilib.tinyworld.facts()[0]
+    request = minilib.Request(fact.prompts[0], fact.subject, " I do not know.")
+    stream = sequence.run(tinyworld, [request], grace.edit, tmp_path / "mine")
+    assert stream.rows[0]["divergence"] == 0
+    request = minilib.Request("The capital of {} is", "France", " Rome")
+    with pytest.raises(ValueError, match="on_collapse='stop' needs text that words can read"):
+        sequence.run(word_level, [request], grace.edit, tmp_path / "words", on_collapse="stop")
+    assert not word_level.edits
+
+
 def test_bad_input(llama, reference, tmp_path):
     requests = reference["requests"]
     for wrong, error, message in (
         ({"edit": alphaedit}, TypeError, r"edit must be a method's edit function, such as minilib\.rome\.edit"),
+        ({"edit": functools.partial(alphaedit.edit, l2=1.0)}, TypeError, "its settings go to run"),
+        ({"measure": 3}, TypeError, "measure must be a function of .lm, requests so far., not 3"),
+        ({"measure": lambda lm, done: {"said": torch.ones(1)}}, TypeError, "measure must return a dict of numbers"),
         ({"chunk": 0}, ValueError, "chunk must be a whole number of at least 1, not 0"),
         ({"requests": []}, ValueError, "requests is empty"),
         ({"previous": []}, TypeError, "previous is given by the stream itself"),

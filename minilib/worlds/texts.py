@@ -45,7 +45,7 @@ def irrelevant(
     seed : int
         Of the drawing.
     """
-    if given is not None and given != SAMPLED:
+    if given is not None and not (isinstance(given, str) and given == SAMPLED):
         if isinstance(given, (str, Request)) or not isinstance(given, Sequence):
             raise TypeError(f'irrelevant must be a list of prompts or "sampled", not {given!r}')
         if not given:
