@@ -53,6 +53,15 @@ def test_a_single_prompt_a_request_and_sampling_go_through_it(lm):
     assert filtered.generate([request], 8, None, 1.0, 0, 3) == ["I don't know."]
 
 
+def test_a_filter_goes_last_and_fits_into_no_folder(lm, tmp_path):
+    filtered = filtering.output_filter(lm, blocked(HIDDEN))
+    with pytest.raises(ValueError, match="behind a filter already .*: put all requests into one filter"):
+        filtering.output_filter(filtered, blocked(WORLD[5:6]))
+    with pytest.raises(ValueError, match="has a filter around its weights"):
+        filtered.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_only_text_is_filtered(lm):
     before = weights(lm)
     filtered = filtering.output_filter(lm, blocked(HIDDEN))

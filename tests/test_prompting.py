@@ -6,7 +6,7 @@ import pytest
 from models import assert_same_weights, weights
 
 import minilib
-from minilib import Request, prompting
+from minilib import Request, filtering, prompting
 
 REFUSAL = "I don't know."
 PARIS = Request("What is the capital of {}?", "France", REFUSAL, chat=True)
@@ -65,6 +65,19 @@ def test_it_shares_the_model_and_leaves_it_alone(smollm2):
 def test_a_model_without_a_chat_template_is_refused(function):
     with pytest.raises(ValueError, match="tinyworld has no chat template"):
         function(minilib.load("tinyworld"), PARIS)
+
+
+@pytest.mark.parametrize("function", [prompting.system_prompt, prompting.in_context])
+def test_one_prompt_around_a_model_that_is_saved_without_it(chatty, function, tmp_path):
+    told = function(chatty, PARIS)
+    with pytest.raises(ValueError, match="has a prompt around it already .* a filter goes last"):
+        function(told, PARIS)
+    filtered = filtering.output_filter(told, PARIS)
+    assert filtered.opening is told.opening, "a filter keeps the prompt"
+    with pytest.raises(ValueError, match="has a filter around it already"):
+        function(filtered, PARIS)
+    with pytest.raises(ValueError, match="has a prompt around its weights, which a folder"):
+        told.save_pretrained(tmp_path / "model")
 
 
 def test_wrong_arguments(smollm2):

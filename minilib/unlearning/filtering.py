@@ -22,6 +22,7 @@ class Filtered(LM):
     blocked: list[Request]
     refusal: str
     rule: Rule
+    around = "a filter"
 
     def generate(self, prompts: Any, max_new_tokens: int = 20, chat: bool | None = None, *how: Any, **more: Any) -> Any:
         """``LM.generate``, filtered."""
@@ -68,6 +69,8 @@ def output_filter(
     blocked = as_requests(requests)
     if not isinstance(refusal, str):
         raise TypeError(f"refusal must be a string, not {refusal!r}")
+    if isinstance(lm, Filtered):
+        raise ValueError(f"lm is behind a filter already ({lm.name}): put all requests into one filter")
     if rule not in get_args(Rule):
         raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, not {rule!r}")
     filtered = Filtered(lm.model, lm.tokenizer, f"{lm.name}, filtered", lm.layout, lm.opening)

@@ -100,6 +100,8 @@ def _words(text: str) -> set[str]:
 
 def _check(lm: LM, requests: Request | Sequence[Request]) -> list[Request]:
     check_lm(lm)
+    if lm.around:
+        raise ValueError(f"lm has {lm.around} around it already ({lm.name}): give the model itself; a filter goes last")
     if not lm.has_chat:
         raise ValueError(f"{lm.name} has no chat template, so that it cannot be told anything before a question")
     return as_requests(requests)
