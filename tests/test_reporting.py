@@ -158,6 +158,12 @@ def test_bad_input_is_refused_with_the_name_of_the_argument(lm, some):
         "attacks must be a list": {"attacks": ["bribery"]},
         "edit must be an Edit": {"edit": facts},
         "seed must be": {"seed": -1},
+        r"facts\[1\] stands in the list twice": {"facts": [facts[0], facts[0]]},
+        r"beside must hold Question, not 'Who\?'": {"beside": ["Who?"]},
+        "about must be a dict": {"about": "me"},
+        "about must hold str, not 3": {"about": {"who asks for what": 3}},
+        "accept must be a dict": {"accept": 0.1},
+        "attacks must be a list from": {"attacks": 3},
     }
     for message, given in wrong.items():
         with pytest.raises((TypeError, ValueError), match=message):

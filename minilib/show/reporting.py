@@ -138,10 +138,17 @@ def report(
         When an argument is wrong, the edit is not in force, the model knew none of ``facts`` or knew one of ``never``.
     """
     started, never = time.perf_counter(), [] if never is None else never
+    for name, given in (("accept", accept), ("about", about)):
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(f"{name} must be a dict, not {given!r}")
     limits, about, seed = dict(accept or {}), dict(about or {}), whole(seed, "seed", least=0)
     _check(lm, edit, limits, attacks)
     facts, never = _facts(facts, "facts"), _facts(never, "never", least=0)
-    texts = covariance.of_model(lm)[:4] if texts is None else texts
+    beside, texts = list(beside), covariance.of_model(lm)[:4] if texts is None else texts
+    for name, some, kind in (("beside", beside, Question), ("about", [*about, *about.values()], str)):
+        for one in some:
+            if not isinstance(one, kind):
+                raise TypeError(f"{name} must hold {kind.__name__}, not {one!r}")
     asked = questions(lm, facts, beside)
     prompts = [prompt for *_, prompt in asked]
     with lm.unedited():
@@ -191,7 +198,7 @@ def _check(lm: Any, edit: Any, limits: Mapping[str, Any], attacks: Any) -> None:
             or not 0 <= limit <= 1
         ):
             raise ValueError(f"accept must give shares between 0 and 1 for some of {list(MEASURES)}, not {limits!r}")
-    if isinstance(attacks, str) or not set(attacks) <= set(ATTACKS):
+    if isinstance(attacks, str) or not isinstance(attacks, Sequence) or any(name not in [*ATTACKS] for name in attacks):
         raise ValueError(f"attacks must be a list from {list(ATTACKS)}, not {attacks!r}")
 
 
@@ -201,6 +208,8 @@ def _facts(facts: Any, name: str, least: int = 1) -> list[Fact]:
     for i, fact in enumerate(facts):
         if not isinstance(fact, Fact):
             raise TypeError(f"{name}[{i}] must be a facts.Fact, with other wordings and answers, not {fact!r}")
+        if fact in facts[:i]:
+            raise ValueError(f"{name}[{i}] stands in the list twice, and would count twice: {fact.asked.text!r}")
     if len(facts) < least:
         raise ValueError(f"{name} is empty: give the facts that the edit was to forget")
     return list(facts)
