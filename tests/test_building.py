@@ -15,6 +15,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
+import build_book  # noqa: E402
 import fresh  # noqa: E402
 import run_notebooks  # noqa: E402
 import same_values  # noqa: E402
@@ -219,3 +220,19 @@ def test_a_number_that_differs_between_pages_is_listed(tmp_path, monkeypatch):
     page("02", kept="0.5", told="4 of 4")
     monkeypatch.setattr(same_values, "NOTEBOOKS", tmp_path)
     assert same_values.differing() == {"told": {"01": "3 of 4", "02": "4 of 4"}}
+
+
+@pytest.mark.parametrize("name", ["custom.css", "live/page.js", "live_data/about.json"])
+def test_what_stands_beside_the_pages_is_copied_again_when_it_changed(tmp_path, monkeypatch, name):
+    """Sphinx copies nothing when no page has changed, such as for `make live` after `make book`."""
+    monkeypatch.setattr(build_book, "ROOT", tmp_path)
+    monkeypatch.setattr(build_book, "SITE", tmp_path / "html")
+    source, built = tmp_path / "book" / "_static" / name, tmp_path / "html" / "_static" / name
+    for file in (source, built):
+        file.parent.mkdir(parents=True)
+        file.write_text("as it was", "utf8")
+    assert not build_book.styles_changed()
+    source.write_text("with the real model", "utf8")
+    assert build_book.styles_changed()
+    built.unlink()
+    assert build_book.styles_changed()
