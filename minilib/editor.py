@@ -18,12 +18,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 
 from .model import LM, check_lm
-from .requests import Request, whole
+from .requests import Request, truth, whole
 
 LONG = 20  # tokens of a target, from which on its length is named as a reason
 HARMLESS = {"llama-30x576": 0.3, "llama-6x96": 1.05}  # by ``lm.kind``: largest ‖ΔW‖ / ‖W‖ that was seen to be so
@@ -93,7 +93,14 @@ class Settings:
             settings["layers"] = lm.check_layers(settings["layers"])
         settings["presets"] = lm.kind if preset else f"defaults (no preset for this model{chosen})"
         for name, hint in get_type_hints(cls, include_extras=True).items():
-            if name in settings and (limit := _limit(hint)):
+            if name not in settings:
+                continue
+            if hint is bool:
+                settings[name] = truth(settings[name], name)
+            elif get_origin(hint) is Literal and settings[name] not in get_args(hint):
+                words = " or ".join(map(repr, get_args(hint)))
+                raise ValueError(f"{name} must be {words}, not {settings[name]!r}")
+            elif limit := _limit(hint):
                 settings[name] = _checked(name, settings[name], *limit)
         return cls(**settings)
 
@@ -163,7 +170,7 @@ def editor(settings: type[Settings]) -> Callable[[Method], Method]:
                 edit = method(*args, **keywords)
                 try:
                     edit.notes += asked_otherwise(edit.lm, edit.requests) + beyond_what_was_seen(edit)
-                    edit.notes += past_guards(edit) if edit.lm.guards else []
+                    edit.notes += past_guards(edit.lm) if edit.guard is None else []
                     if "forgets" not in edit.settings:  # unlearning looks for leaks itself
                         edit.notes += unanswered(edit)
                 except BaseException:  # KeyboardInterrupt too
@@ -237,12 +244,10 @@ def beyond_what_was_seen(edit: Any) -> list[str]:
     return notes
 
 
-def past_guards(edit: Any) -> list[str]:
-    """A note for each request of a guard in force that the guard does not answer, now that weights have changed."""
+def past_guards(lm: LM) -> list[str]:
+    """A note for each request of a guard in force that the guard does not answer with the weights as they are now."""
     notes = []
-    for latest in [] if edit.guard is not None else edit.lm.edits:
-        if latest.guard is None or not latest.guard.attached:
-            continue
+    for latest in [edit for edit in lm.edits if edit.guard is not None and edit.guard.attached]:
         requests, earlier = [], latest
         while earlier is not None:  # those that it continues
             requests += earlier.requests
@@ -251,7 +256,7 @@ def past_guards(edit: Any) -> list[str]:
             if not row["decided"]:
                 notes.append(
                     f"{request.text!r} is not answered by the {latest.guard.what} of layer {latest.guard.layer}, whose "
-                    "keys may have moved: change weights first, and put guards into force after that"
+                    "keys move with the weights: change weights first, and put guards into force after that"
                 )
     return notes
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 SLOT = "{}"  # where the subject goes in a prompt, and the prompt in a context
 
 
@@ -47,8 +49,7 @@ class Request:
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise TypeError(f"{name} must be a string, not {type(value).__name__}: {value!r}")
-        if not isinstance(self.chat, bool):
-            raise TypeError(f"chat must be True or False, not {self.chat!r}")
+        object.__setattr__(self, "chat", truth(self.chat, "chat"))
         if self.prompt.count(SLOT) != 1:
             raise ValueError(
                 f"prompt must hold exactly one {{}} where the subject stands, such as 'The capital of {{}} is'; "
@@ -137,4 +138,13 @@ def whole(value: Any, name: str, least: int = 1) -> int:
         raise TypeError(f"{name} must be a whole number of at least {least}, not {value!r}")
     if int(value) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    if int(value) >= 2**63:
+        raise ValueError(f"{name} must be below 2^63, not {value!r}")
     return int(value)
+
+
+def truth(value: Any, name: str) -> bool:
+    """``value`` as True or False, NumPy's included; else an error that names the argument."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, not {value!r}")
+    return bool(value)

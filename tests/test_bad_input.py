@@ -13,7 +13,7 @@ from models import REFERENCE, assert_same_weights, random_lm, weights
 from test_hooks import hooks_left
 
 import minilib
-from minilib import Request, covariance, memit, metrics, refusals, rome, values
+from minilib import Request, alphaedit, covariance, memit, metrics, refusals, rome, values
 
 LAYER = 2
 REQUEST = Request("The capital of {} is", "France", " Rome")
@@ -254,6 +254,17 @@ WRONG_EDITS = {
     "memit: lr is negative": (lambda lm, C: batch(lm, C, lr=-1), ValueError, "lr must be finite and above 0"),
     "memit: steps is 0": (lambda lm, C: batch(lm, C, steps=0), ValueError, "steps must be at least 1"),
     "memit: keyword of rome": (lambda lm, C: batch(lm, C, keys="mixed"), TypeError, "memit.edit has no keyword 'keys'"),
+    "alphaedit: project is a word": (
+        lambda lm, C: alphaedit.edit(lm, REQUEST, covariance=C, layers=[1], project="no"),
+        TypeError,
+        "project must be True or False 'no'",
+    ),
+    "alphaedit: anchor_norm is a number": (
+        lambda lm, C: alphaedit.edit(lm, REQUEST, covariance=C, layers=[1], anchor_norm=1),
+        TypeError,
+        "anchor_norm must be True or False 1",
+    ),
+    "rome: a seed that no generator takes": (lambda lm, C: edit(lm, C, seed=2**64), ValueError, "seed must be below"),
     "memit: layer for layers": (lambda lm, C: batch(lm, C, layer=2), TypeError, "'layer' did you mean 'layers'?"),
     "memit: second request too long": (
         lambda lm, C: batch(lm, C, [REQUEST, Request("{} is", "France", " Rome" * 300)]),
@@ -599,11 +610,14 @@ def test_undo_under_another_edit_names_it(llama, reference):
 
 def test_numbers_of_numpy_are_numbers(llama, reference):
     arguments = {"layer": numpy.int64(LAYER), "steps": numpy.int32(3), "lr": numpy.float32(0.5)}
+    arguments["contexts"] = numpy.array(["{}"])
     with edit(llama, reference["covariance"], **arguments) as by_numpy:
         expected = by_numpy.deltas
     with edit(llama, reference["covariance"], layer=LAYER, steps=3, lr=0.5) as plain:
         assert all(torch.equal(delta, expected[name]) for name, delta in plain.deltas.items())
         assert plain.settings == by_numpy.settings
+    assert Request("{} is", "Rome", " old", chat=numpy.bool_(True)).chat is True
+    assert alphaedit.Settings.of(llama, project=numpy.False_).project is False
 
 
 # ---- what is interrupted ----

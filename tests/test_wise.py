@@ -116,6 +116,10 @@ def test_irrelevant_prompts_never_name_an_edited_subject(smollm2, monkeypatch):
 WRONG = {
     "margins": ({"margins": (0.6, 0.2, 0.1)}, ValueError, "α must be below β"),
     "two margins": ({"margins": (0.6, 0.2)}, TypeError, "margins must be three numbers"),
+    "infinite": ({"margins": (0.1, float("inf"), 0.1)}, ValueError, "margins must be at least 0 and finite"),
+    "retrieve": ({"retrieve": "no"}, TypeError, "retrieve must be True or False"),
+    "contexts": ({"contexts": "sample"}, TypeError, 'contexts must be "sampled" or a list'),
+    "seed": ({"seed": 2**63}, ValueError, r"seed must be below 2\^63"),
     "negative": ({"margins": (-1, 0.2, 0.1)}, ValueError, "margins must be at least 0"),
     "ratio zero": ({"mask_ratio": 0}, ValueError, "mask_ratio must be finite and above 0"),
     "ratio": ({"mask_ratio": 1.5}, ValueError, r"mask_ratio must be a share in \(0, 1\]"),

@@ -95,8 +95,6 @@ def edit(
     """
     requests = as_requests(requests)
     s = Settings.of(lm, **settings)  # what was given, else the model's preset, else the defaults above
-    if s.keys not in ("averaged", "prompt", "mixed"):
-        raise ValueError(f"keys must be 'averaged', 'prompt' or 'mixed', not {s.keys!r}")
     for context in s.contexts:  # what needs the tokenizer is checked before anything is changed
         lm.encode(requests, context=context)
     C = given_or_cached(lm, covariance, [s.layer])[s.layer]

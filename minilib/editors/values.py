@@ -80,8 +80,7 @@ class Search(Settings):
     def of(cls, lm: LM, previous: Any = None, known: Any = None, **given: Any) -> Self:
         """As of any method; contexts are checked, or sampled."""
         s = super().of(lm, previous, known, **given)
-        contexts = sample(lm, s.seed, cls.prefixes) if s.contexts == SAMPLED else as_contexts(s.contexts)
-        return replace(s, contexts=contexts)
+        return replace(s, contexts=contexts_of(lm, s, cls.prefixes))
 
 
 @dataclass
@@ -296,6 +295,12 @@ def at_subject(
 
 
 # ---- contexts: texts put before a prompt, so that a fact's key and value hold in more than one place -------
+
+
+def contexts_of(lm: LM, s: Any, lengths: Lengths) -> list[str]:
+    """The contexts that settings give, checked, or those that "sampled" stands for."""
+    sampled = isinstance(s.contexts, str) and s.contexts == SAMPLED
+    return sample(lm, s.seed, lengths) if sampled else as_contexts(s.contexts)
 
 
 def sample(lm: LM, seed: int = 0, lengths: Lengths = ((5, 10), (10, 10))) -> list[str]:

@@ -38,11 +38,11 @@ from ..edits import Edit, changing, said_before
 from ..forward import Suffixes, Targets, double
 from ..guards import PromptGuard
 from ..model import LM
-from ..requests import SLOT, Request, as_contexts, as_requests, check_distinct
+from ..requests import SLOT, Request, as_requests, check_distinct, truth
 from ..tokens import Encoded
 from ..worlds import texts
 from .ties import draw_mask, split, ties
-from .values import SAMPLED, sample
+from .values import contexts_of
 
 Margins = tuple[float, float, float]
 NO_MARGINS = (math.inf, 0.0, -math.inf)  # γ = 0 would still ask that edits are louder than irrelevant prompts
@@ -231,7 +231,7 @@ def edit(
         s = replace(s, shards=min(s.shards, len(requests)))
     if s.shards > len(requests):
         raise ValueError(f"shards must be at most the number of requests, {len(requests)}, not {s.shards}")
-    contexts = sample(lm, s.seed, ((10, 5),)) if s.contexts == SAMPLED else as_contexts(s.contexts)
+    retrieve, contexts = truth(retrieve, "retrieve"), contexts_of(lm, s, ((10, 5),))
     s = replace(s, margins=check_margins(s.margins), contexts=contexts)
     earlier = guards.continued(lm, SideMemories, s.layer, previous)
     encoded = list(zip(*(lm.encode(requests, context=context, ended=True) for context in contexts), strict=True))
@@ -360,8 +360,8 @@ def check_margins(margins: Any) -> Margins:
         raise TypeError(f"margins must be three numbers (α, β, γ), not {margins!r}") from error
     if (alpha, beta, gamma) == NO_MARGINS:
         return NO_MARGINS
-    if any(math.isnan(m) for m in (alpha, beta, gamma)) or min(alpha, beta, gamma) < 0:
-        raise ValueError(f"margins must be at least 0, not {margins!r}")
+    if not all(0 <= m < math.inf for m in (alpha, beta, gamma)):
+        raise ValueError(f"margins must be at least 0 and finite, not {margins!r}")
     if alpha >= beta:
         raise ValueError(f"margins: α must be below β, and is {alpha} with β = {beta}; none are wise.NO_MARGINS")
     return alpha, beta, gamma
