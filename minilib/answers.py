@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -18,6 +19,16 @@ from torch import Tensor
 
 from .requests import Request, as_requests, whole
 from .tokens import Encoded, TokenMixin
+
+
+class Turn:
+    """A lock that a thread may take again; a copy or a pickle of what holds it has a new one."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
+        return Turn, ()
 
 
 class AnswerMixin(TokenMixin):
@@ -34,6 +45,14 @@ class AnswerMixin(TokenMixin):
         """The edits in force, the latest last. The list is the model's: every LM around a model has the same one."""
         edits: list[Any] = self.model.__dict__.setdefault("minilib_edits", [])
         return edits
+
+    @property
+    def turn(self) -> Any:
+        """The model's lock: it is one thread's at a time, since asking and editing both change it for a while.
+
+        Each call takes it; ``with lm.turn:`` keeps other threads out between several calls.
+        """
+        return self.model.__dict__.setdefault("minilib_turn", Turn()).lock
 
     @property
     def guards(self) -> list[Any]:
@@ -87,7 +106,8 @@ class AnswerMixin(TokenMixin):
         top_k : int, default 0
             Sample among so many of the likeliest tokens; 0 is among all.
         seed : int, optional
-            For sampling; the global random state is left as it was.
+            For sampling; the global random state is left as it was. What is drawn depends on which prompts run
+            together: the same seed gives the same answers to the same list in the same batches.
         batch_size : int, optional
             Prompts run together: see ``together``.
 
@@ -121,7 +141,7 @@ class AnswerMixin(TokenMixin):
             **sampling,
         )
         texts: list[str] = []
-        with torch.no_grad(), _seeded(seed, self.device), _only(self.model, config), self.evaluating():
+        with torch.no_grad(), self.evaluating(), _seeded(seed, self.device), _only(self.model, config):
             for start in range(0, len(rows), batch_size):
                 chunk = rows[start : start + batch_size]
                 batch = self.batch(chunk, side="left")
@@ -137,14 +157,15 @@ class AnswerMixin(TokenMixin):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """For the time of the block, no dropout: whatever of the model is in training mode is put back into it."""
-        training = [module for module in self.model.modules() if module.training]
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
+        with self.turn:
+            training = [module for module in self.model.modules() if module.training]
+            try:
+                for module in training:
+                    module.training = False
+                yield
+            finally:
+                for module in training:
+                    module.training = True
 
     @torch.no_grad()
     def logprobs(
@@ -179,7 +200,7 @@ class AnswerMixin(TokenMixin):
         batch_size = self.together(batch_size)
         for start in range(0, len(encoded), batch_size):
             chunk = encoded[start : start + batch_size]
-            with self.prompts_end([len(x.ids) - 1 for x in chunk]), self.evaluating():
+            with self.evaluating(), self.prompts_end([len(x.ids) - 1 for x in chunk]):
                 logits = self.model(**self.batch([x.ids + x.target[:-1] for x in chunk]), use_cache=False).logits
             for row, x in zip(logits, chunk, strict=True):
                 yield row[len(x.ids) - 1 : len(x.ids) - 1 + len(x.target)].float().log_softmax(-1)

@@ -119,14 +119,15 @@ class Edit:
             When the edit was undone before, a later edit lies on top of it, or ``lm.unedited`` or ``at_strength`` has
             put other weights for a while.
         """
-        if not self.active:
-            raise ValueError(f"{self} was undone already: there is nothing left to undo")
-        self.lm.check_in_place()
-        if self.lm.edits[-1] is not self:
-            raise ValueError(f"{self} lies under a later edit: undo {self.lm.edits[-1]} first")
-        _write(self.lm, {name: self.original(name) for name in self._sizes})
-        self._take_away()
-        self.lm.edits.pop()
+        with self.lm.turn:
+            if not self.active:
+                raise ValueError(f"{self} was undone already: there is nothing left to undo")
+            self.lm.check_in_place()
+            if self.lm.edits[-1] is not self:
+                raise ValueError(f"{self} lies under a later edit: undo {self.lm.edits[-1]} first")
+            _write(self.lm, {name: self.original(name) for name in self._sizes})
+            self._take_away()
+            self.lm.edits.pop()
 
     @property
     def _earlier(self) -> Any:
@@ -281,18 +282,19 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     dict of str to Tensor
         Copies of the parameters as they were.
     """
-    lm.check_in_place()
-    originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
-    edits = len(lm.edits)
-    try:
-        with lm.silenced():
-            yield originals
-    except BaseException:  # KeyboardInterrupt too
-        _write(lm, originals)
-        for edit in reversed(lm.edits[edits:]):
-            edit._take_away()
-        del lm.edits[edits:]
-        raise
+    with lm.turn:
+        lm.check_in_place()
+        originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
+        edits = len(lm.edits)
+        try:
+            with lm.silenced():
+                yield originals
+        except BaseException:  # KeyboardInterrupt too
+            _write(lm, originals)
+            for edit in reversed(lm.edits[edits:]):
+                edit._take_away()
+            del lm.edits[edits:]
+            raise
 
 
 def undo_all(lm: LM) -> None:
@@ -304,11 +306,12 @@ def undo_all(lm: LM) -> None:
 @contextmanager
 def restored(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Whatever the block does to the named parameters is undone at its end, however it ends; yields copies of them."""
-    originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
-    try:
-        yield originals
-    finally:
-        _write(lm, originals)
+    with lm.turn:
+        originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
+        try:
+            yield originals
+        finally:
+            _write(lm, originals)
 
 
 @torch.no_grad()

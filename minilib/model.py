@@ -106,6 +106,11 @@ class LM(AnswerMixin):
         return originals
 
     @property
+    def around(self) -> str:
+        """What this LM adds to the model's own answers, in words; "" for nothing."""
+        return "" if self.opening is None else "a prompt"
+
+    @property
     def n_layers(self) -> int:
         """How many blocks the model has."""
         return len(self.blocks)
@@ -170,7 +175,8 @@ class LM(AnswerMixin):
         Raises
         ------
         ValueError
-            When a memory beside the weights is in force (GRACE, WISE), which such a folder cannot hold.
+            When a memory beside the weights is in force (GRACE, WISE), or a prompt or a filter around them, which such
+            a folder cannot hold.
         OSError
             When the folder cannot be written.
         """
@@ -179,6 +185,11 @@ class LM(AnswerMixin):
             raise ValueError(
                 f"{self.name} has a memory beside its weights ({', '.join(beside)}), which a folder of transformers "
                 "cannot hold: save the edit by edit.save and load it onto the model again"
+            )
+        if self.around:
+            raise ValueError(
+                f"{self.name} has {self.around} around its weights, which a folder of transformers cannot hold: save "
+                "the model that it was put around, and put it around again after loading"
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,15 +220,16 @@ class LM(AnswerMixin):
     @contextmanager
     def silenced(self, guards: Sequence[Any] | None = None) -> Iterator[None]:
         """For the time of the block, guards do not answer: all in force, or these."""
-        watching = self.guards if guards is None else guards
-        before = [guard.silent for guard in watching]
-        for guard in watching:
-            guard.silent = True
-        try:
-            yield
-        finally:
-            for guard, was in zip(watching, before, strict=True):
-                guard.silent = was
+        with self.turn:
+            watching = self.guards if guards is None else guards
+            before = [guard.silent for guard in watching]
+            for guard in watching:
+                guard.silent = True
+            try:
+                yield
+            finally:
+                for guard, was in zip(watching, before, strict=True):
+                    guard.silent = was
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -241,17 +253,18 @@ class LM(AnswerMixin):
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """For the time of the block, the model as it was before every edit in force; nothing can be edited in it."""
-        originals = self.originals()
-        parameters = {name: self.model.get_parameter(name) for name in originals}
-        edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        try:
-            for name, parameter in parameters.items():
-                parameter.data.copy_(originals[name])
-            with self.silenced(), self.aside():
-                yield
-        finally:
-            for name, parameter in parameters.items():
-                parameter.data.copy_(edited[name])
+        with self.turn:
+            originals = self.originals()
+            parameters = {name: self.model.get_parameter(name) for name in originals}
+            edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            try:
+                for name, parameter in parameters.items():
+                    parameter.data.copy_(originals[name])
+                with self.silenced(), self.aside():
+                    yield
+            finally:
+                for name, parameter in parameters.items():
+                    parameter.data.copy_(edited[name])
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.model.parameters()) / 1e6

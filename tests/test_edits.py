@@ -7,6 +7,7 @@ import io
 import math
 import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -554,6 +555,45 @@ def test_an_edit_that_is_in_force_is_not_loaded_on_top_of_itself(tinyworld, tmp_
             load_edit(tinyworld, tmp_path)
         assert_same_weights(tinyworld, before)
     load_edit(tinyworld, tmp_path).undo()
+
+
+def test_threads_take_turns(tinyworld):
+    """Two that look at the model before its edits, and two that ask, edit and undo: the model is what it was."""
+    fact, other = DECLINED[0], DECLINED[5]
+    was = tinyworld.generate(fact)
+    before, states = weights(tinyworld), []
+    with rome.edit(tinyworld, fact):
+        now, edited = tinyworld.generate(fact), weights(tinyworld)
+        tinyworld.model.train()  # whoever asks switches dropout off, and back on
+
+        def look():
+            with tinyworld.unedited():
+                return tinyworld.generate(fact) == was
+
+        def edit():
+            with tinyworld.turn, grace.edit(tinyworld, other, steps=3):
+                return tinyworld.generate(fact) == now
+
+        with ThreadPoolExecutor(4) as threads:
+            states += threads.map(lambda i: (look, edit, lambda: tinyworld.generate(fact) == now)[i % 3](), range(18))
+        assert all(states)
+        assert tinyworld.model.training and len(tinyworld.edits) == 1
+        assert_same_weights(tinyworld, edited)
+    assert_same_weights(tinyworld, before)
+
+
+def test_a_guard_that_is_loaded_without_the_weights_beneath_it_says_so(tinyworld, tmp_path):
+    guarded, *others = DECLINED[:105:5]
+    with rome.edit(tinyworld, others) as under:
+        under.save(tmp_path / "under")
+        with grace.edit(tinyworld, guarded) as guard:
+            assert guard.explain([guarded])[0]["decided"]
+            guard.save(tmp_path / "guard")
+    with load_edit(tinyworld, tmp_path / "guard") as guard:
+        assert not guard.explain([guarded])[0]["decided"]
+        assert any(note.startswith(f"{guarded.text!r} is not answered by the codebook") for note in guard.notes)
+    with load_edit(tinyworld, tmp_path / "under"), load_edit(tinyworld, tmp_path / "guard") as guard:
+        assert guard.explain([guarded])[0]["decided"] and not any("codebook" in note for note in guard.notes)
 
 
 def test_an_edit_of_weights_says_which_guard_no_longer_answers(tinyworld):

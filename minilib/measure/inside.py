@@ -40,7 +40,7 @@ def lens(edited: LM | Edit, forgotten: Forgotten, leads: Sequence[str] | None = 
     lm, facts = check(edited, forgotten)
     top = whole(top, "top")
     ids, tokens, ends = _before_answers(lm, facts, leads)
-    with hooks.read(dict(enumerate(lm.blocks))) as seen, lm.prompts_end(ends), lm.evaluating():
+    with lm.evaluating(), hooks.read(dict(enumerate(lm.blocks))) as seen, lm.prompts_end(ends):
         lm.model.base_model(**lm.batch(ids), use_cache=False)
     last = torch.tensor([len(row) - 1 for row in ids])
     ranks = []

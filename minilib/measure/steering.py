@@ -174,7 +174,7 @@ def _loss(lm: LM, some: Sequence[EncodedRequest], soft: Float[Tensor, "tokens d"
     rows = [_embedded(lm, x, soft, x.target[:-1]) for x in some]
     mask = nn.utils.rnn.pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     ends = [len(x.ids) + len(soft) - 1 for x in some]
-    with hooks.read({"last": lm.blocks[-1]}) as seen, lm.prompts_end(ends):
+    with lm.turn, hooks.read({"last": lm.blocks[-1]}) as seen, lm.prompts_end(ends):
         given = {"inputs_embeds": nn.utils.rnn.pad_sequence(rows, batch_first=True), "attention_mask": mask}
         lm.model.base_model(**given, use_cache=False)
     last = [h[end : end + len(x.target)] for h, end, x in zip(seen["last"], ends, some, strict=True)]
@@ -204,7 +204,7 @@ def _continue(lm: LM, row: Float[Tensor, "tokens d"], max_new_tokens: int) -> st
     config = transformers.GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=stops or None, pad_token_id=pad
     )
-    with torch.no_grad(), _only(lm.model, config), lm.evaluating():
+    with torch.no_grad(), lm.evaluating(), _only(lm.model, config):
         mask = torch.ones(1, len(row), dtype=torch.long, device=row.device)
         ids = lm.model.generate(inputs_embeds=row[None], attention_mask=mask, generation_config=config)
     text: str = lm.tokenizer.decode(ids[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
