@@ -198,6 +198,12 @@ def tokens_said(lm: LM, requests: Sequence[Request]) -> list[tuple[int, int]]:
     return [((*row, False).index(False), len(row)) for row in right]
 
 
+def said_before(requests: Sequence[Request], said: Sequence[bool]) -> list[str]:
+    """A note for each request whose target the model said before the edit."""
+    pairs = zip(requests, said, strict=True)
+    return [f"the model said {r.target!r} after {r.text!r} already, before the edit" for r, yes in pairs if yes]
+
+
 def unanswered(edit: Any) -> list[str]:
     """A note for each request that is not answered with its target, unless the edit has one already."""
     notes = []

@@ -355,12 +355,6 @@ def factors(lm: LM, layer: int, left: Tensor, right: Tensor) -> dict[str, tuple[
     return {lm.weight_name(layer): (right.T, left.T) if lm.transposed(layer) else (left, right)}
 
 
-def said_before(requests: Sequence[Request], said: Sequence[bool]) -> list[str]:
-    """A note for each request whose target the model said before the edit."""
-    pairs = zip(requests, said, strict=True)
-    return [f"the model said {r.target!r} after {r.text!r} already, before the edit" for r, yes in pairs if yes]
-
-
 def _parameters(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, present(lm.model.get_parameter(name), name)) for name in names]  # type: ignore[misc]
 

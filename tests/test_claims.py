@@ -24,8 +24,8 @@ def pretrained(method, score):
     """The marks over the draws of SmolLM2's facts of the world, with ROME's setting for silence."""
     every = rows.load("pretrained")
     names = [m for m in stored.load("answers_plan")["methods"]["pretrained"] if m != "unedited"]
-    chosen = {purpose: {m: rows.choose(every, m, purpose) for m in names} for purpose in rows.PURPOSES}
-    measured = rows.complete(every, {(m, numbers[m]) for numbers in chosen.values() for m in names})
+    chosen = rows.chosen(every, names)
+    measured = rows.complete(every, chosen)
     number = 0 if method == "unedited" else chosen["silent"][method]
     return "".join(str(int(x)) for draw in rows.columns(measured, method, number)[score] for x in draw)
 

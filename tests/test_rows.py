@@ -102,9 +102,9 @@ def test_where_there_is_no_oracle_a_broken_model_is_not_first():
 def test_a_draw_counts_when_every_method_has_it():
     made = some_rows(draws=3)
     unfinished = [r for r in made if (r["method"], r["draw"]) != ("npo", 2)]
-    assert {r["draw"] for r in rows.complete(unfinished, [("rome", 0), ("npo", 0)])} == {0, 1}
-    assert {r["draw"] for r in rows.complete(unfinished, [("rome", 0)])} == {0, 1, 2}
-    assert not rows.complete(unfinished, [("rome", 1)]) and not rows.complete([trial(0, 0, 4)], [])
+    assert {r["draw"] for r in rows.complete(unfinished, {"silent": {"rome": 0}, "polite": {"npo": 0}})} == {0, 1}
+    assert {r["draw"] for r in rows.complete(unfinished, {"silent": {"rome": 0}})} == {0, 1, 2}
+    assert not rows.complete(unfinished, {"silent": {"rome": 1}}) and not rows.complete([trial(0, 0, 4)], {})
 
 
 def trial(setting, leaks, kept, refused=None):

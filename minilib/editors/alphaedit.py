@@ -25,8 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..covariance import given_or_cached, spectrum
-from ..editor import Positive, Share, editor
-from ..edits import Edit, add, changing, factors, said_before
+from ..editor import Positive, Share, editor, said_before
+from ..edits import Edit, add, changing, factors
 from ..forward import double
 from ..model import LM
 from ..requests import Request, as_requests, check_distinct

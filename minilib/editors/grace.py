@@ -28,9 +28,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import guards
-from ..editor import Count, NotNegative, Positive, editor, short
+from ..editor import Count, NotNegative, Positive, editor, said_before, short
 from ..editor import Settings as Common
-from ..edits import Edit, changing, said_before
+from ..edits import Edit, changing
 from ..forward import Suffixes, Targets
 from ..guards import Guard
 from ..model import LM

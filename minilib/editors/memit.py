@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..covariance import cholesky, given_or_cached
-from ..editor import Positive, editor
-from ..edits import Edit, add, changing, factors, said_before
+from ..editor import Positive, editor, said_before
+from ..edits import Edit, add, changing, factors
 from ..model import LM
 from ..requests import Request, as_requests, check_distinct
 from . import values

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from ..covariance import cholesky, given_or_cached
-from ..editor import Count, Positive, editor
-from ..edits import Edit, add, changing, factors, said_before
+from ..editor import Count, Positive, editor, said_before
+from ..edits import Edit, add, changing, factors
 from ..forward import double
 from ..model import LM
 from ..requests import Request, as_requests

@@ -32,9 +32,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import guards
-from ..editor import Count, NotNegative, Positive, Seed, Share, editor
+from ..editor import Count, NotNegative, Positive, Seed, Share, editor, said_before
 from ..editor import Settings as Common
-from ..edits import Edit, changing, said_before
+from ..edits import Edit, changing
 from ..forward import Suffixes, Targets, double
 from ..guards import PromptGuard
 from ..model import LM

@@ -207,13 +207,18 @@ def choose(rows: Sequence[Row], method: str, purpose: str) -> int | None:
     return int(best[0])
 
 
-def complete(rows: Sequence[Row], settings: Iterable[tuple[str, int]]) -> list[Row]:
-    """The rows of those draws in which each of some methods was measured with its setting; no trials.
+def chosen(rows: Sequence[Row], methods: Sequence[str]) -> dict[str, dict[str, int | None]]:
+    """For each purpose, each method's setting; see ``choose``."""
+    return {purpose: {method: choose(rows, method, purpose) for method in methods} for purpose in PURPOSES}
+
+
+def complete(rows: Sequence[Row], settings: Mapping[str, Mapping[str, int | None]]) -> list[Row]:
+    """The rows of those draws in which each method was measured with the settings that were ``chosen``; no trials.
 
     While a world is still being measured, its last draw lacks some methods, and would compare the others unfairly.
     """
-    wanted = {("unedited", 0), *settings}
-    there: dict[int, set[tuple[str, int]]] = {}
+    wanted = {("unedited", 0), *(pair for of_methods in settings.values() for pair in of_methods.items())}
+    there: dict[int, set[tuple[str, int | None]]] = {}
     for row in rows:
         there.setdefault(row["draw"], set()).add((row["method"], row["setting"]))
     return [row for row in rows if row["draw"] >= 0 and wanted <= there[row["draw"]]]
@@ -267,7 +272,9 @@ def forget_quality(rows: Sequence[Row], method: str, setting: int = 0) -> float:
     return metrics.forget_quality(*ratios)
 
 
-def compare(rows: Sequence[Row], first: tuple[str, int], second: tuple[str, int], column: str) -> Interval:
+def compare(
+    rows: Sequence[Row], first: tuple[str, int], second: tuple[str, int], column: str, level: float = 0.95
+) -> Interval:
     """The difference of two methods, each with its setting, on a column: paired over draws, with its t-interval."""
     by_draw = []
     for method, setting in (first, second):
@@ -275,7 +282,7 @@ def compare(rows: Sequence[Row], first: tuple[str, int], second: tuple[str, int]
         values = columns(rows, method, setting)[column]
         by_draw.append(dict(zip(draws, map(statistics.fmean, values), strict=True)))
     both = sorted(by_draw[0].keys() & by_draw[1].keys())
-    return paired([by_draw[0][draw] for draw in both], [by_draw[1][draw] for draw in both])
+    return paired([by_draw[0][draw] for draw in both], [by_draw[1][draw] for draw in both], level)
 
 
 def ranking(rows: Sequence[Row], settings: Mapping[str, int], purpose: str) -> list[tuple[str, Interval]]:
