@@ -74,14 +74,16 @@ CLAIMS = {
         f"{len(known('rome', 'leaked'))} facts",
         f"The unedited model knew all {len(known('rome', 'leaked'))}",
         f"revealed in {marks(known('rome', 'leaked'))} cases",
-        f"{marks(known('rome', 'refused'))} answers are refusals",
+        f"{marks(known('rome', 'refused'))} answers are refusals by the rule",
+        f"{marks(known('rome', 'refused and fluent'))} are fluent ones",
+        f"gave {known('rome', 'refused and fluent').count('1')} fluent refusals",
         f"can still be as high as {statistics.proportion(0, len(known('rome', 'leaked'))).high:.2f}",
     ],
     "what it cost": lambda: [
         f"{marks(pretrained('rome', 'kept other'))} questions about other subjects",
         f"{marks(pretrained('rome', 'kept messages'))} ordinary messages",
         f"and {marks(pretrained('rome', 'kept subject'))} about the same subject",
-        "It also lost {} of {}".format(
+        "They also lost {} of {}".format(
             pretrained("rome", "kept subject").count("0"), len(pretrained("rome", "kept subject"))
         ),
     ],
@@ -108,7 +110,7 @@ CLAIMS = {
         f"for {marks(attacked('exact', 'oracle', 'lens'))} in a model that never knew",
         f"brought back {trained_back('npo', 10)}",
         f"we found the answer for {marks(attacked('exact', 'npo', 'lens'))} facts",
-        f"a model that never knew gave {attacked('exact', 'oracle', 'lens').count('1')}",
+        f"models that never knew gave {attacked('exact', 'oracle', 'lens').count('1')}",
     ],
     "as if it had never known": lambda: [
         f"given to {marks(attacked('exact', 'oracle', 'rephrasing'))} questions",
