@@ -362,6 +362,11 @@ def test_bad_input_changes_nothing(lm):
     fails(lm, ValueError, "gradient_difference needs retain", lambda: unlearning.gradient_difference(lm, FORGET, None))
     fails(lm, ValueError, "rmu needs retain", lambda: unlearn(lm, "rmu", retain=[]))
     fails(lm, TypeError, "reference must be a minilib.LM", lambda: unlearn(lm, "npo", reference="none"))
+    behind = minilib.filtering.output_filter(lm, minilib.Request("{} is", "A", " b"))
+    fails(lm, ValueError, "reference has a filter around it", lambda: unlearn(lm, "npo", reference=behind))
+    fails(lm, TypeError, r"refusals\[0\] must be a string", lambda: unlearn(lm, "dpo", refusals=[""]))
+    fails(lm, ValueError, "lr must be finite and above 0", lambda: unlearn(lm, "npo", lr=10**400))
+    fails(lm, ValueError, "train must be 'all' or 'lora', not", lambda: unlearn(lm, "npo", train=["all"]))
     fails(lm, ValueError, "train must be 'all' or 'lora'", lambda: unlearn(lm, "npo", train="heads"))
     fails(lm, TypeError, "no keyword 'learning_rate'", lambda: unlearn(lm, "npo", learning_rate=1))
     fails(lm, TypeError, "refusals must be a list", lambda: unlearn(lm, "dpo", refusals="I do not know."))
@@ -394,6 +399,20 @@ def test_a_training_that_breaks_off_leaves_nothing(lm, train, how, monkeypatch):
     error, match = (ValueError, "not finite at step 2: lower lr") if how == "nan" else (KeyboardInterrupt, "")
     fails(lm, error, match, lambda: unlearn(lm, "npo", train=train, forget_level=1e-9))
     assert len(calls) == 3
+
+
+def test_an_interrupt_while_the_low_rank_matrices_are_put_in_leaves_none(lm, monkeypatch):
+    made, calls = torch.nn.init.kaiming_uniform_, []
+
+    def interrupted(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return made(*arguments, **more)
+
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", interrupted)
+    fails(lm, KeyboardInterrupt, "", lambda: unlearn(lm, "npo", train="lora"))
+    assert not [name for name in lm.model.state_dict() if "lora" in name or "base_layer" in name]
 
 
 def test_half_precision_is_refused():

@@ -380,4 +380,7 @@ def _for_each(alternatives: Any, forget: list[Request]) -> list[list[str]]:
 def _texts(texts: Any, name: str) -> list[str]:
     if isinstance(texts, str) or not isinstance(texts, Sequence) or not texts:
         raise TypeError(f"{name} must be a list of strings that is not empty, not {texts!r}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text:
+            raise TypeError(f"{name}[{i}] must be a string that is not empty, not {text!r}")
     return list(texts)

@@ -149,6 +149,8 @@ def _check_models(lm: LM, reference: LM | None) -> None:
         return
     if not isinstance(reference, LM):
         raise TypeError(f"reference must be a minilib.LM, or None for the model itself as it is, not {reference!r}")
+    if reference.around:
+        raise ValueError(f"reference has {reference.around} around it, which would not be read: give the model itself")
     if reference.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
         raise ValueError(
             f"reference {reference.name} has another vocabulary than {lm.name}: their answers do not compare"
@@ -170,7 +172,8 @@ def _asked(lm: LM, requests: Sequence[Request]) -> list[EncodedRequest]:
 @torch.no_grad()
 def _before(lm: LM, asked: Sequence[EncodedRequest], layer: int | None, keep_steps: bool) -> list[Rows]:
     """Each request as the reference reads it; of the vocabulary's probabilities, which are large, only what is used."""
-    rows = (read(lm, [x], layer) for x in asked)
+    with lm.evaluating():
+        rows = [read(lm, [x], layer) for x in asked]
     return [row if keep_steps else replace(row, steps=row.steps[:0]) for row in rows]
 
 

@@ -84,7 +84,14 @@ def _adapter(lm: LM, names: Sequence[str], rank: int, seed: int) -> Any:
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=modules, fan_in_fan_out=fan)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return get_peft_model(lm.model, config)
+        try:
+            return get_peft_model(lm.model, config)
+        except BaseException:  # KeyboardInterrupt too, between two matrices
+            for module in modules:
+                parent, _, name = module.rpartition(".")
+                layer = lm.model.get_submodule(module)
+                setattr(lm.model.get_submodule(parent), name, getattr(layer, "base_layer", layer))
+            raise
 
 
 @dataclass
@@ -103,7 +110,7 @@ def read(lm: LM, asked: Sequence[EncodedRequest], layer: int | None = None) -> R
     if not asked:
         return join([])
     watch = {"last": lm.blocks[-1]} | ({} if layer is None else {"state": lm.blocks[layer]})
-    with hooks.read(watch) as seen, lm.prompts_end([len(x.ids) - 1 for x in asked]):
+    with lm.turn, hooks.read(watch) as seen, lm.prompts_end([len(x.ids) - 1 for x in asked]):
         lm.model.base_model(**lm.batch([x.ids + x.target[:-1] for x in asked]), use_cache=False)
     last = [h[len(x.ids) - 1 : len(x.ids) - 1 + len(x.target)] for h, x in zip(seen["last"], asked, strict=True)]
     steps = lm.unembed(torch.cat(last)).log_softmax(-1)
