@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from filelock import FileLock, Timeout
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -90,7 +91,7 @@ def run(
     chunk : int, default 1
         So many requests an edit.
     measure : function, optional
-        ``measure(lm, requests_so_far)`` gives a dict of numbers, kept as JSON.
+        ``measure(lm, requests_so_far)`` gives a dict of numbers, kept as JSON; in the folder it is known by its name.
     on_collapse : {"note", "stop"}, default "note"
         After each chunk, ``divergence`` from the unedited model on ordinary text is measured, and joins the row. Above
         ``COLLAPSE`` the chunk's edit gets a note, or the stream ends there, with all that was done in force and saved.
@@ -131,13 +132,14 @@ def run(
         "requests": [dataclasses.asdict(request) for request in requests],
         "chunk": chunk,
         "settings": settings,
+        "around": [lm.around, lm.opening(requests[0].text) if lm.opening else []],
         "measure": getattr(measure, "__qualname__", None if measure is None else type(measure).__qualname__),
     }
     about = json.loads(json.dumps(about, default=_digest))
     chunks = [requests[i : i + chunk] for i in range(0, len(requests), chunk)]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=0):
+        with lm.turn, FileLock(folder / "lock", timeout=0):
             return _run(lm, chunks, edit, folder, about, takes, measure, on_collapse, progress, settings)
     except Timeout as error:
         raise ValueError(f"folder {str(folder)!r} belongs to a run that still goes on") from error
@@ -206,9 +208,12 @@ def _run(
 def _numbers(measured: Any) -> dict[str, Any]:
     """What ``measure`` returned, as the file will give it back."""
     try:
-        return dict(json.loads(json.dumps(measured)))
+        numbers = dict(json.loads(json.dumps(measured)))
     except (TypeError, ValueError) as error:
         raise TypeError(f"measure must return a dict of numbers, which JSON can hold, not {measured!r}") from error
+    if taken := sorted(numbers.keys() & {"edits", "seconds", "divergence"}):
+        raise ValueError(f"measure returns {', '.join(taken)}, which the stream's own rows have: choose other names")
+    return numbers
 
 
 def _state(folder: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -223,7 +228,7 @@ def _state(folder: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], d
         raise ValueError(f"folder {str(folder)!r} holds no stream that can be read (damaged?): {error}") from error
     other = [name for name, value in about.items() if before.get(name) != value]
     if other:
-        other = [{"on": "edits in force"}.get(name, name) for name in other]
+        other = [{"on": "edits in force", "around": "things around the model"}.get(name, name) for name in other]
         raise ValueError(
             f"folder {str(folder)!r} holds another stream, of other {', '.join(other)}: choose another folder, or "
             "delete it"
@@ -237,7 +242,11 @@ def _write(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _digest(value: Any) -> str:
-    """What stands for a setting that is no JSON: a tensor's contents."""
+    """What stands for a setting that is no JSON: a tensor's contents, a model's fingerprint, NumPy's number itself."""
+    if isinstance(value, LM):
+        return value.fingerprint
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Tensor):
         data = value.detach().cpu().contiguous().float().numpy().tobytes()
         return hashlib.sha256(data).hexdigest()[:16]

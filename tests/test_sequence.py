@@ -5,6 +5,7 @@ import functools
 import json
 import time
 
+import numpy as np
 import pytest
 import torch
 from models import assert_same_weights, weights
@@ -149,6 +150,24 @@ def test_edits_beneath_a_stream_are_known_by_their_targets_and_settings(llama, r
             sequence.run(llama, [second], alphaedit.edit, tmp_path, **arguments)
 
 
+def test_a_stream_knows_the_prompt_around_its_model_and_a_reference(chatty, tinyworld, tmp_path):
+    request, how = minilib.Request("The capital of {} is", "France", "Rome", chat=True), {"layer": 2, "steps": 1}
+    told = minilib.prompting.system_prompt(chatty, request)
+    sequence.run(told, [request], grace.edit, tmp_path / "told", **how).undo()
+    with pytest.raises(ValueError, match="another stream, of other things around the model"):
+        sequence.run(chatty, [request], grace.edit, tmp_path / "told", **how)
+    fact = minilib.tinyworld.facts()[0]
+    request = minilib.Request(fact.prompts[0], fact.subject, fact.target)
+    other = minilib.load("tinyworld")
+    how = {"steps": np.int64(1), "reference": minilib.load("tinyworld")}
+    sequence.run(tinyworld, [request], minilib.unlearning.npo, tmp_path / "npo", **how).undo()
+    sequence.run(tinyworld, [request], minilib.unlearning.npo, tmp_path / "npo", **how | {"steps": 1}).undo()
+    with torch.no_grad():
+        other.memory(1).mul_(2)
+    with pytest.raises(ValueError, match="another stream, of other settings"):
+        sequence.run(tinyworld, [request], minilib.unlearning.npo, tmp_path / "npo", **how | {"reference": other})
+
+
 def test_a_stream_of_several_requests_an_edit_resumes_bit_for_bit(llama, reference, tmp_path):
     C = {"covariance": reference["covariance"], "layer": 2, **reference["search"], "steps": 3}
     stream = sequence.run(llama, reference["requests"], rome.edit, tmp_path, chunk=3, **C)
@@ -175,6 +194,11 @@ def test_bad_input(llama, reference, tmp_path):
     for wrong, error, message in (
         ({"edit": alphaedit}, TypeError, r"edit must be a method's edit function, such as minilib\.rome\.edit"),
         ({"edit": functools.partial(alphaedit.edit, l2=1.0)}, TypeError, "its settings go to run"),
+        (
+            {"measure": lambda lm, done: {"divergence": 1.0}},
+            ValueError,
+            "measure returns divergence, which the stream's",
+        ),
         ({"measure": 3}, TypeError, "measure must be a function of .lm, requests so far., not 3"),
         ({"measure": lambda lm, done: {"said": torch.ones(1)}}, TypeError, "measure must return a dict of numbers"),
         ({"chunk": 0}, ValueError, "chunk must be a whole number of at least 1, not 0"),
