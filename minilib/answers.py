@@ -22,10 +22,27 @@ from .tokens import Encoded, TokenMixin
 
 
 class Turn:
-    """A lock that a thread may take again; a copy or a pickle of what holds it has a new one."""
+    """A lock that a thread may take again, and that goes to who waits before the last owner has it once more.
+
+    A copy or a pickle of what holds it has a new one.
+    """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self._first, self._lock = threading.Lock(), threading.Lock()  # who waits next, and who has it
+        self._owner, self._depth = 0, 0
+
+    def __enter__(self) -> None:
+        if self._owner != threading.get_ident():
+            with self._first:
+                self._lock.acquire()
+            self._owner = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+            self._lock.release()
 
     def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         return Turn, ()
@@ -47,12 +64,14 @@ class AnswerMixin(TokenMixin):
         return edits
 
     @property
-    def turn(self) -> Any:
+    def turn(self) -> Turn:
         """The model's lock: it is one thread's at a time, since asking and editing both change it for a while.
 
-        Each call takes it; ``with lm.turn:`` keeps other threads out between several calls.
+        Each call takes it; ``with lm.turn:`` keeps other threads out between several calls. So do ``lm.unedited`` and
+        ``Edit.at_strength``: threads that ask in such a block, and that it waits for, would wait for ever.
         """
-        return self.model.__dict__.setdefault("minilib_turn", Turn()).lock
+        turn: Turn = self.model.__dict__.setdefault("minilib_turn", Turn())
+        return turn
 
     @property
     def guards(self) -> list[Any]:
@@ -184,12 +203,12 @@ class AnswerMixin(TokenMixin):
         _, _, rows = self.as_prompts(prompts, chat)
         batch_size = self.together(batch_size)
         next_tokens = []
-        for start in range(0, len(rows), batch_size):
-            chunk = rows[start : start + batch_size]
-            with self.evaluating():
+        with self.evaluating():
+            for start in range(0, len(rows), batch_size):
+                chunk = rows[start : start + batch_size]
                 logits = self.model(**self.batch(chunk), use_cache=False).logits
-            last = torch.tensor([len(row) - 1 for row in chunk])
-            next_tokens.append(logits[torch.arange(len(chunk)), last].float().log_softmax(-1))
+                last = torch.tensor([len(row) - 1 for row in chunk])
+                next_tokens.append(logits[torch.arange(len(chunk)), last].float().log_softmax(-1))
         return torch.cat(next_tokens)
 
     @torch.no_grad()
@@ -211,8 +230,9 @@ class AnswerMixin(TokenMixin):
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
         ready = isinstance(requests, Sequence) and all(isinstance(x, Encoded) for x in requests)
         encoded: Any = requests if ready else self.encode(as_requests(requests))  # type: ignore[arg-type]
-        steps = zip(self.target_steps(encoded, batch_size), encoded, strict=True)
-        return [s.gather(1, torch.tensor(x.target, device=s.device).unsqueeze(1)).squeeze(1) for s, x in steps]
+        with self.turn:  # one for all batches
+            steps = zip(self.target_steps(encoded, batch_size), encoded, strict=True)
+            return [s.gather(1, torch.tensor(x.target, device=s.device).unsqueeze(1)).squeeze(1) for s, x in steps]
 
     def probability(self, requests: Request | Sequence[Request]) -> Any:
         """The probability that the model says the whole target after the prompt.

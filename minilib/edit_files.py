@@ -134,7 +134,7 @@ def weights(lm: LM, folder: str | Path, about: Mapping[str, Any], tensors: Mappi
                 add_to(lm.model.get_parameter(name), change, name)
         whole = {name: delta for name, delta in deltas.items() if name not in thin}
         more = {"traces": about["traces"], "notes": about["notes"], "factors": thin, "keys": keys}
-        return Edit(lm, method, requests, settings, originals, whole, **more)
+        return noting_guards(Edit(lm, method, requests, settings, originals, whole, **more))
 
 
 def beside(lm: LM, about: Mapping[str, Any], guard: Guard) -> Edit:
@@ -152,6 +152,11 @@ def beside(lm: LM, about: Mapping[str, Any], guard: Guard) -> Edit:
         )
     method, requests, settings = (about[key] for key in ("method", "requests", "settings"))
     more = {"traces": about["traces"], "notes": about["notes"], "guard": guard, "previous": previous}
-    edit = Edit(lm, method, requests, settings, {}, **more)
-    edit.notes += [note for note in past_guards(lm) if note not in edit.notes]  # such as without the weights beneath it
+    with changing(lm, []):
+        return noting_guards(Edit(lm, method, requests, settings, {}, **more))
+
+
+def noting_guards(edit: Edit) -> Edit:
+    """The edit, whose notes say which guards do not answer their requests now; such as without the weights below."""
+    edit.notes += [note for note in past_guards(edit.lm) if note not in edit.notes]
     return edit

@@ -210,14 +210,14 @@ class Edit:
         Edits that lie on top of this one stay in force. A guard is in force or not, at strength 1 or 0. Nothing can be
         edited or undone in the block.
         """
-        if not self.active:
-            raise ValueError(f"{self} was undone: there is no change to scale")
         if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
             raise ValueError(f"strength must be a finite number, not {strength!r}")
         if self.guard is not None and strength not in (0, 1):
             raise ValueError(f"strength must be 0 or 1 for {self.method}, which changes no weight; not {strength!r}")
         deltas = self.deltas
-        with restored(self.lm, deltas) as edited:
+        with self.lm.turn, restored(self.lm, deltas) as edited:
+            if not self.active:
+                raise ValueError(f"{self} was undone: there is no change to scale")
             top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
             scaled = {
                 name: (self.original(name) if top else edited[name]) + (strength if top else strength - 1) * delta

@@ -27,6 +27,16 @@ from .storage import fingerprint_of, quiet_transformers
 POST_NORM = "post_feedforward_layernorm"  # Gemma 2/3 and OLMo 2 normalise what the MLP returns before adding it
 
 
+class Aside:
+    """What marks a model with other weights than its edits tell; it refuses to be copied, and the model with it."""
+
+    def __reduce__(self) -> Any:
+        raise ValueError(
+            "the model has other weights for the time of this block (lm.unedited, edit.at_strength), and a copy would "
+            "keep them: copy it outside, and undo the edits of the copy (edits.undo_all)"
+        )
+
+
 class LM(AnswerMixin):
     """A causal language model with its tokenizer, ready to be edited.
 
@@ -96,7 +106,8 @@ class LM(AnswerMixin):
     @property
     def fingerprint(self) -> str:
         """Which model this is: a hash of its weights as they are now, edits in force taken away."""
-        return fingerprint_of(self.model, self.originals())
+        with self.turn:
+            return fingerprint_of(self.model, self.originals())
 
     def originals(self) -> dict[str, Tensor]:
         """Of each parameter that edits in force have changed, what it was before them."""
@@ -193,7 +204,7 @@ class LM(AnswerMixin):
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with quiet_transformers():
+        with self.turn, quiet_transformers():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         about = folder / "tokenizer_config.json"  # the class has another name in transformers 5: 4 cannot read it
@@ -235,8 +246,8 @@ class LM(AnswerMixin):
     def aside(self) -> Iterator[None]:
         """Marks that the weights are not as ``edits`` tells: in the block nothing is edited, loaded or undone."""
         about = self.model.__dict__
-        before = about.get("minilib_aside", False)
-        about["minilib_aside"] = True
+        before = about.get("minilib_aside")
+        about["minilib_aside"] = Aside()
         try:
             yield
         finally:
@@ -244,7 +255,7 @@ class LM(AnswerMixin):
 
     def check_in_place(self) -> None:
         """Refuse to edit or undo where ``unedited`` or ``Edit.at_strength`` has put other weights for a while."""
-        if self.model.__dict__.get("minilib_aside", False):
+        if self.model.__dict__.get("minilib_aside"):
             raise ValueError(
                 f"{self.name} has other weights for the time of this block (lm.unedited, edit.at_strength): leave the "
                 "block before you edit, load or undo"

@@ -23,7 +23,7 @@ WEIGHTS = "adapter_model.safetensors"  # the name that PEFT looks for
 
 def save(edit: Any, folder: str | Path) -> None:
     """Write an edit as one file; see ``Edit.save``."""
-    folder = Path(folder)
+    folder, fingerprint = Path(folder), edit.lm.fingerprint
     tensors: dict[str, Tensor] = {} if edit.guard is None else edit.guard.tensors()
     for name, delta in edit.deltas.items():
         factors = edit.factors.get(name, ())
@@ -36,7 +36,7 @@ def save(edit: Any, folder: str | Path) -> None:
         "format": FORMAT,
         "method": edit.method,
         "model": edit.lm.name,
-        "fingerprint": edit.lm.fingerprint,
+        "fingerprint": fingerprint,
         "requests": [dataclasses.asdict(request) for request in edit.requests],
         "settings": edit.settings,
         "notes": edit.notes,

@@ -6,6 +6,7 @@ import gc
 import io
 import math
 import pickle
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -580,6 +581,58 @@ def test_threads_take_turns(tinyworld):
         assert tinyworld.model.training and len(tinyworld.edits) == 1
         assert_same_weights(tinyworld, edited)
     assert_same_weights(tinyworld, before)
+
+
+def test_a_thread_that_looks_inside_does_not_stop_another_that_asks(tinyworld):
+    """Hooks that end a run early are set when the model is the thread's own."""
+    errors, done = [], threading.Event()
+
+    def ask():
+        try:
+            while not done.is_set():
+                tinyworld.generate(DECLINED[:4], max_new_tokens=3)
+        except BaseException as error:
+            errors.append(error)
+
+    with grace.edit(tinyworld, DECLINED[0], steps=3) as edit:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        for _ in range(60):
+            edit.explain(DECLINED[0])
+        done.set()
+        thread.join()
+    assert not errors
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_model_is_not_copied_with_the_wrong_weights(tinyworld, copied):
+    with rome.edit(tinyworld, DECLINED[0]):
+        with tinyworld.unedited(), pytest.raises(ValueError, match="copy it outside, and undo the edits of the copy"):
+            copied(tinyworld)
+        twin = copy.deepcopy(tinyworld)
+        edits.undo_all(twin)
+        with tinyworld.unedited():
+            assert twin.generate(DECLINED[0]) == tinyworld.generate(DECLINED[0])
+
+
+def test_a_guard_whose_loading_breaks_off_is_not_in_force(chatty, tmp_path):
+    request = Request("The capital of {} is", "France", "Rome", chat=True)
+    with grace.edit(chatty, request, layer=2, epsilon=0.01, lr=0.5, steps=2) as edit:
+        edit.save(tmp_path)
+    chatty.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="chat=True needs a chat template"):
+        load_edit(chatty, tmp_path)
+    assert not chatty.edits and not chatty.down_projection(2)._forward_hooks
+
+
+def test_weights_that_are_loaded_under_a_guard_say_when_they_silence_it(tinyworld, tmp_path):
+    guarded, *others = DECLINED[:105:5]
+    with rome.edit(tinyworld, others) as edit:
+        edit.save(tmp_path)
+    with grace.edit(tinyworld, guarded) as guard:
+        loaded = load_edit(tinyworld, tmp_path)
+        assert not guard.explain([guarded])[0]["decided"]
+        assert any(note.startswith(f"{guarded.text!r} is not answered by the codebook") for note in loaded.notes)
 
 
 def test_a_guard_that_is_loaded_without_the_weights_beneath_it_says_so(tinyworld, tmp_path):
