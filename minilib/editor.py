@@ -97,7 +97,9 @@ class Settings:
                 continue
             if hint is bool:
                 settings[name] = truth(settings[name], name)
-            elif get_origin(hint) is Literal and settings[name] not in get_args(hint):
+            elif get_origin(hint) is Literal and not (
+                isinstance(settings[name], str) and settings[name] in get_args(hint)
+            ):
                 words = " or ".join(map(repr, get_args(hint)))
                 raise ValueError(f"{name} must be {words}, not {settings[name]!r}")
             elif limit := _limit(hint):
@@ -130,7 +132,10 @@ def _checked(name: str, value: Any, kind: type, limit: Limit) -> Any:
         return whole(value, name, int(limit.least))
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number too large for one
+        number = math.inf
     inside = limit.least <= number if limit.allowed else limit.least < number
     if not inside or not math.isfinite(number):
         least = "at least" if limit.allowed else "above"

@@ -49,7 +49,7 @@ def inputs(lm: LM, rows: Rows) -> dict[str, Any]:
     name = "cache" if "cache" in inspect.signature(lm.model.forward).parameters else "past_key_values"
     unique = sorted({tuple(prefix) for prefix, _ in rows})
     left = lm.batch(unique, side="left")
-    with hooks.read({"last": lm.blocks[-1]}, stop=True), lm.evaluating():  # the head is not needed
+    with lm.evaluating(), hooks.read({"last": lm.blocks[-1]}, stop=True):  # the head is not needed
         lm.model(**left, **{name: cache}, use_cache=True)
     which = torch.tensor([unique.index(tuple(prefix)) for prefix, _ in rows])
     cache.freeze(left["attention_mask"], which)

@@ -225,7 +225,7 @@ def keys(lm: LM, layer: int, rows: Sequence[list[int]]) -> list[Tensor]:
     for start in range(0, len(rows), together):
         chunk = rows[start : start + together]
         batch = lm.batch(chunk)
-        with hooks.read({0: lm.down_projection(layer)}, at="input", stop=True) as seen, lm.evaluating():
+        with lm.evaluating(), hooks.read({0: lm.down_projection(layer)}, at="input", stop=True) as seen:
             lm.model(**batch, use_cache=False)
         k = seen[0].reshape(*batch["input_ids"].shape, -1).float()
         keys_of_rows += [k[i, : len(row)] for i, row in enumerate(chunk)]

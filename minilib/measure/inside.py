@@ -167,6 +167,6 @@ def _before_answers(
 def states(lm: LM, facts: Sequence[Fact], layer: int) -> Float[Tensor, "facts d"]:
     """The state after a block at the last token of each fact's question, guards in force (float32)."""
     ids = [lm.encode(fact.request(fact.answer, lm.has_chat)).ids for fact in facts]
-    with hooks.read({0: lm.blocks[layer]}, stop=True) as seen, lm.evaluating():
+    with lm.evaluating(), hooks.read({0: lm.blocks[layer]}, stop=True) as seen:
         lm.model.base_model(**lm.batch(ids), use_cache=False)
     return seen[0][torch.arange(len(ids)), torch.tensor([len(row) - 1 for row in ids])].float()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def report(
     limits, about, seed = dict(accept or {}), dict(about or {}), whole(seed, "seed", least=0)
     _check(lm, edit, limits, attacks)
     facts, never = _facts(facts, "facts"), _facts(never, "never", least=0)
-    beside, texts = list(beside), covariance.of_model(lm)[:4] if texts is None else texts
+    beside, texts = list(beside or ()), covariance.of_model(lm)[:4] if texts is None else texts
     for name, some, kind in (("beside", beside, Question), ("about", [*about, *about.values()], str)):
         for one in some:
             if not isinstance(one, kind):
@@ -182,7 +183,7 @@ def report(
     return Report(title, stated, settings, ordinary, answers, measures(answers, knew, limits), tried, left_out, verdict)
 
 
-def _check(lm: Any, edit: Any, limits: Mapping[str, Any], attacks: Any) -> None:
+def _check(lm: Any, edit: Any, limits: Any, attacks: Any) -> None:
     check_lm(lm)
     if not isinstance(edit, Edit):
         raise TypeError(f"edit must be an Edit, as a method returns it, not {edit!r}")
@@ -191,12 +192,7 @@ def _check(lm: Any, edit: Any, limits: Mapping[str, Any], attacks: Any) -> None:
     if edit.lm.model is not lm.model:
         raise ValueError(f"edit is an edit of another model, {edit.lm.name}: give the one that lm holds")
     for name, limit in limits.items():
-        if (
-            name not in MEASURES
-            or isinstance(limit, bool)
-            or not isinstance(limit, (int, float))
-            or not 0 <= limit <= 1
-        ):
+        if name not in MEASURES or isinstance(limit, bool) or not isinstance(limit, Real) or not 0 <= float(limit) <= 1:
             raise ValueError(f"accept must give shares between 0 and 1 for some of {list(MEASURES)}, not {limits!r}")
     if isinstance(attacks, str) or not isinstance(attacks, Sequence) or any(name not in [*ATTACKS] for name in attacks):
         raise ValueError(f"attacks must be a list from {list(ATTACKS)}, not {attacks!r}")

@@ -83,7 +83,7 @@ def _mean_state(lm: LM, prompts: Sequence[str | Request], layer: int) -> Float[T
     _, _, rows = lm.as_prompts(list(prompts), lm.has_chat)
     states, size = [], lm.together()
     for chunk in (rows[start : start + size] for start in range(0, len(rows), size)):
-        with hooks.read({layer: lm.blocks[layer]}, stop=True) as seen:
+        with lm.evaluating(), hooks.read({layer: lm.blocks[layer]}, stop=True) as seen:
             lm.model(**lm.batch(chunk), use_cache=False)
         states += [h[len(row) - 1] for h, row in zip(seen[layer], chunk, strict=True)]
     return torch.stack(states).mean(0)
