@@ -21,7 +21,7 @@ from .requests import Request, as_requests, whole
 from .tokens import Encoded, TokenMixin
 
 
-class Turn:
+class Lock:
     """A lock that a thread may take again, and that goes to who waits before the last owner has it once more.
 
     A copy or a pickle of what holds it has a new one.
@@ -44,8 +44,8 @@ class Turn:
             self._owner = 0
             self._lock.release()
 
-    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
-        return Turn, ()
+    def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
+        return Lock, ()
 
 
 class AnswerMixin(TokenMixin):
@@ -64,14 +64,14 @@ class AnswerMixin(TokenMixin):
         return edits
 
     @property
-    def turn(self) -> Turn:
+    def lock(self) -> Lock:
         """The model's lock: it is one thread's at a time, since asking and editing both change it for a while.
 
-        Each call takes it; ``with lm.turn:`` keeps other threads out between several calls. So do ``lm.unedited`` and
+        Each call takes it; ``with lm.lock:`` keeps other threads out between several calls. So do ``lm.unedited`` and
         ``Edit.at_strength``: threads that ask in such a block, and that it waits for, would wait for ever.
         """
-        turn: Turn = self.model.__dict__.setdefault("minilib_turn", Turn())
-        return turn
+        lock: Lock = self.model.__dict__.setdefault("minilib_lock", Lock())
+        return lock
 
     @property
     def guards(self) -> list[Any]:
@@ -176,7 +176,7 @@ class AnswerMixin(TokenMixin):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """For the time of the block, no dropout: whatever of the model is in training mode is put back into it."""
-        with self.turn:
+        with self.lock:
             training = [module for module in self.model.modules() if module.training]
             try:
                 for module in training:
@@ -230,7 +230,7 @@ class AnswerMixin(TokenMixin):
         """For each request, the log-probability of each token of its target, the earlier ones given (nats)."""
         ready = isinstance(requests, Sequence) and all(isinstance(x, Encoded) for x in requests)
         encoded: Any = requests if ready else self.encode(as_requests(requests))  # type: ignore[arg-type]
-        with self.turn:  # one for all batches
+        with self.lock:  # one for all batches
             steps = zip(self.target_steps(encoded, batch_size), encoded, strict=True)
             return [s.gather(1, torch.tensor(x.target, device=s.device).unsqueeze(1)).squeeze(1) for s, x in steps]
 

@@ -203,7 +203,7 @@ def of_model(lm: LM) -> list[str]:
 def given_or_cached(
     lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
 ) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
-    """What a method was given as ``covariance``, checked; where it was not, ``second_moment`` of the sample text."""
+    """What a method was given as ``covariance``, checked; else C of the unedited model, computed once a layer and kept."""
     return _kept(lm, list(layers)) if covariance is None else checked(lm, covariance, layers)
 
 
@@ -301,7 +301,7 @@ def _kept(lm: LM, layers: list[int]) -> SecondMoments:
     folder, model = made(cache_folder() / "second_moments"), lm.fingerprint
     files = {layer: folder / f"{model}-{layer}.safetensors" for layer in layers}
     kept: dict[int, SecondMoments] = {}
-    with lm.turn, FileLock(folder / f"{model}.lock"):  # in this order, as in an edit, which has its turn already
+    with lm.lock, FileLock(folder / f"{model}.lock"):  # in this order, as in an edit, which has the first already
         for layer, file in files.items():
             try:
                 C = load(file) if file.is_file() else None

@@ -48,7 +48,7 @@ def load_edit(lm: LM, folder: str | Path) -> Edit:
     ValueError
         When the edit belongs to another model, or the file is damaged. The model is left as it was.
     """
-    with lm.turn, torch.inference_mode(False):  # what is loaded is used outside the caller's block too
+    with lm.lock, torch.inference_mode(False):  # what is loaded is used outside the caller's block too
         about, tensors = read(lm, folder)
         if about["method"] not in GUARDS:
             return weights(lm, folder, about, tensors)

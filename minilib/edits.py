@@ -86,7 +86,7 @@ class Edit:
         self.guard, self.previous = guard, previous
         # Of a weight that comes out bit for bit from what a lower edit keeps, no further copy is kept.
         self._originals = {n: W for n, W in originals.items() if not _same_bits(_rebuilt(lm.edits, n), W)}
-        self._sizes = {name: W.float().norm().item() for name, W in originals.items()}  # of all that it changed
+        self._sizes = {name: W.float().norm().item() for name, W in originals.items()}  # ‖W‖ of all that it changed
         lm.edits.append(self)
         if guard is not None:
             guard.attach(lm, self._earlier)
@@ -119,7 +119,7 @@ class Edit:
             When the edit was undone before, a later edit lies on top of it, or ``lm.unedited`` or ``at_strength`` has
             put other weights for a while.
         """
-        with self.lm.turn:
+        with self.lm.lock:
             if not self.active:
                 raise ValueError(f"{self} was undone already: there is nothing left to undo")
             self.lm.check_in_place()
@@ -215,7 +215,7 @@ class Edit:
         if self.guard is not None and strength not in (0, 1):
             raise ValueError(f"strength must be 0 or 1 for {self.method}, which changes no weight; not {strength!r}")
         deltas = self.deltas
-        with self.lm.turn, restored(self.lm, deltas) as edited:
+        with self.lm.lock, restored(self.lm, deltas) as edited:
             if not self.active:
                 raise ValueError(f"{self} was undone: there is no change to scale")
             top = self.lm.edits[-1] is self  # then bit for bit, from W as it was
@@ -282,7 +282,7 @@ def changing(lm: LM, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     dict of str to Tensor
         Copies of the parameters as they were.
     """
-    with lm.turn:
+    with lm.lock:
         lm.check_in_place()
         originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
         edits = len(lm.edits)
@@ -306,7 +306,7 @@ def undo_all(lm: LM) -> None:
 @contextmanager
 def restored(lm: LM, names: Mapping[str, Any] | Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Whatever the block does to the named parameters is undone at its end, however it ends; yields copies of them."""
-    with lm.turn:
+    with lm.lock:
         originals = {name: parameter.detach().clone() for name, parameter in _parameters(lm, names)}
         try:
             yield originals

@@ -41,7 +41,8 @@ class LM(AnswerMixin):
     """A causal language model with its tokenizer, ready to be edited.
 
     Where the weights are, and what edits need of them, stands here; ``encode`` and the chat template are in ``tokens``,
-    ``generate``, ``batch`` and probabilities in ``answers``.
+    ``generate``, ``batch``, probabilities, and what is shared by every LM around a model (``edits``, ``guards``, ``lock``)
+    in ``answers``.
 
     Parameters
     ----------
@@ -106,7 +107,7 @@ class LM(AnswerMixin):
     @property
     def fingerprint(self) -> str:
         """Which model this is: a hash of its weights as they are now, edits in force taken away."""
-        with self.turn:
+        with self.lock:
             return fingerprint_of(self.model, self.originals())
 
     def originals(self) -> dict[str, Tensor]:
@@ -204,7 +205,7 @@ class LM(AnswerMixin):
             )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with self.turn, quiet_transformers():
+        with self.lock, quiet_transformers():
             self.model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         about = folder / "tokenizer_config.json"  # the class has another name in transformers 5: 4 cannot read it
@@ -231,7 +232,7 @@ class LM(AnswerMixin):
     @contextmanager
     def silenced(self, guards: Sequence[Any] | None = None) -> Iterator[None]:
         """For the time of the block, guards do not answer: all in force, or these."""
-        with self.turn:
+        with self.lock:
             watching = self.guards if guards is None else guards
             before = [guard.silent for guard in watching]
             for guard in watching:
@@ -264,7 +265,7 @@ class LM(AnswerMixin):
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """For the time of the block, the model as it was before every edit in force; nothing can be edited in it."""
-        with self.turn:
+        with self.lock:
             originals = self.originals()
             parameters = {name: self.model.get_parameter(name) for name in originals}
             edited = {name: parameter.detach().clone() for name, parameter in parameters.items()}

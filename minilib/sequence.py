@@ -139,7 +139,7 @@ def run(
     chunks = [requests[i : i + chunk] for i in range(0, len(requests), chunk)]
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with lm.turn, FileLock(folder / "lock", timeout=0):
+        with lm.lock, FileLock(folder / "lock", timeout=0):
             return _run(lm, chunks, edit, folder, about, takes, measure, on_collapse, progress, settings)
     except Timeout as error:
         raise ValueError(f"folder {str(folder)!r} belongs to a run that still goes on") from error

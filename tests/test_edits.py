@@ -572,7 +572,7 @@ def test_threads_take_turns(tinyworld):
                 return tinyworld.generate(fact) == was
 
         def edit():
-            with tinyworld.turn, grace.edit(tinyworld, other, steps=3):
+            with tinyworld.lock, grace.edit(tinyworld, other, steps=3):
                 return tinyworld.generate(fact) == now
 
         with ThreadPoolExecutor(4) as threads:

@@ -61,7 +61,7 @@ class Search(Settings):
     seed : int
         For sampled contexts.
     batch_size : int
-        So many requests are searched at once: less memory, the same values.
+        So many requests are searched at once: less memory, the same values. (ROME searches one at a time.)
     """
 
     prefixes: ClassVar[Lengths] = ((10, 5),)

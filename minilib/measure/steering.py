@@ -174,7 +174,7 @@ def _loss(lm: LM, some: Sequence[EncodedRequest], soft: Float[Tensor, "tokens d"
     rows = [_embedded(lm, x, soft, x.target[:-1]) for x in some]
     mask = nn.utils.rnn.pad_sequence([row.new_ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     ends = [len(x.ids) + len(soft) - 1 for x in some]
-    with lm.turn, hooks.read({"last": lm.blocks[-1]}) as seen, lm.prompts_end(ends):
+    with lm.lock, hooks.read({"last": lm.blocks[-1]}) as seen, lm.prompts_end(ends):
         given = {"inputs_embeds": nn.utils.rnn.pad_sequence(rows, batch_first=True), "attention_mask": mask}
         lm.model.base_model(**given, use_cache=False)
     last = [h[end : end + len(x.target)] for h, end, x in zip(seen["last"], ends, some, strict=True)]

@@ -110,7 +110,7 @@ def read(lm: LM, asked: Sequence[EncodedRequest], layer: int | None = None) -> R
     if not asked:
         return join([])
     watch = {"last": lm.blocks[-1]} | ({} if layer is None else {"state": lm.blocks[layer]})
-    with lm.turn, hooks.read(watch) as seen, lm.prompts_end([len(x.ids) - 1 for x in asked]):
+    with lm.lock, hooks.read(watch) as seen, lm.prompts_end([len(x.ids) - 1 for x in asked]):
         lm.model.base_model(**lm.batch([x.ids + x.target[:-1] for x in asked]), use_cache=False)
     last = [h[len(x.ids) - 1 : len(x.ids) - 1 + len(x.target)] for h, x in zip(seen["last"], asked, strict=True)]
     steps = lm.unembed(torch.cat(last)).log_softmax(-1)
