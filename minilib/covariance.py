@@ -203,7 +203,7 @@ def of_model(lm: LM) -> list[str]:
 def given_or_cached(
     lm: LM, covariance: Mapping[int, Tensor] | None, layers: Sequence[int]
 ) -> Mapping[int, Float[Tensor, "d_k d_k"]]:
-    """What a method was given as ``covariance``, checked; else C of the unedited model, computed once a layer and kept."""
+    """What a method was given as ``covariance``, checked; else C of the unedited model, computed once and kept."""
     return _kept(lm, list(layers)) if covariance is None else checked(lm, covariance, layers)
 
 

@@ -41,8 +41,8 @@ class LM(AnswerMixin):
     """A causal language model with its tokenizer, ready to be edited.
 
     Where the weights are, and what edits need of them, stands here; ``encode`` and the chat template are in ``tokens``,
-    ``generate``, ``batch``, probabilities, and what is shared by every LM around a model (``edits``, ``guards``, ``lock``)
-    in ``answers``.
+    ``generate``, ``batch``, probabilities, and what every LM around a model shares (``edits``, ``guards``, ``lock``) in
+    ``answers``.
 
     Parameters
     ----------
