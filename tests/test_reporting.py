@@ -77,6 +77,16 @@ def test_every_attack_that_applies_is_run_and_the_others_say_why_not(lm, some):
     assert made.attacks["unguarded"]["hits"] == 3 and made.verdict == "guarded" and "guarded" in made.html
 
 
+def test_from_a_few_facts_no_method_gets_a_verdict(lm, some, monkeypatch):
+    facts, never = some
+    with grace.edit(lm, refused(facts)) as edit:
+        made = minilib.report(lm, edit, facts, never, attacks=FEW)
+    assert f"asks for {report_page.ENOUGH} facts, and there are {len(facts)}" in made.html
+    assert "The verdict by the book" not in made.html
+    monkeypatch.setattr(report_page, "ENOUGH", len(facts))
+    assert f"The verdict by the book's rules: {made.verdict}" in made.html
+
+
 @pytest.mark.parametrize("method", ["rome", "memit", "alphaedit", "grace", "wise", "refusal_tuning"])
 @pytest.mark.long
 def test_any_edit_is_reported_and_the_model_stays_bit_for_bit(lm, some, method, moments, monkeypatch):

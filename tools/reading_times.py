@@ -43,8 +43,9 @@ def rows() -> list[str]:
 
 
 def week(row: str, times: dict[str, int]) -> str:
-    """A plan's week with the present times of chapters (``04``), exercises (``04.1``) and the talk, the sum at home."""
-    fields = re.sub(r"\b(\d\d(?:\.\d)?) \(\d+\)", lambda m: f"{m[1]} ({times[m[1]]})", row).split("|")
+    """A plan's week with the present times of chapters (``04``), exercises (``04.1``), pages and the talk; the sum."""
+    row = re.sub(r"\b(\d\d(?:\.\d)?) \(\d+\)", lambda m: f"{m[1]} ({times[m[1]]})", row)
+    fields = re.sub(r"(</notebooks/(\w+)>`) \(\d+\)", lambda m: f"{m[1]} ({times[m[2]]})", row).split("|")
     _, _, reads, meets, does, *_ = fields
     rest = total(re.sub(r"talk \(\d+\)", "", meets))
     fields[3] = re.sub(r"talk \(\d+\)", f"talk ({CLASS - rest})", meets)
@@ -60,9 +61,10 @@ def total(field: str) -> int:
 def plans(text: str) -> str:
     """The page for instructors with the present times."""
     times = {}
-    for path in NOTEBOOKS.glob("[01]*.ipynb"):
+    for path in NOTEBOOKS.glob("*.ipynb"):
         reading, exercises = minutes(path)
-        times |= {path.stem[:2]: reading} | {f"{path.stem[:2]}.{n}": m for n, m in exercises.items()}
+        times |= {path.stem: reading, path.stem[:2]: reading}
+        times |= {f"{path.stem[:2]}.{n}": m for n, m in exercises.items()}
     head, *parts = re.split(r"(?=^### \d+ weeks)", text, flags=re.M)
     for i, part in enumerate(parts):
         part = WEEK.sub(lambda m: week(m[0], times), part)

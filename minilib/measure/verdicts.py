@@ -23,6 +23,7 @@ def auc(rows: Sequence[Row], score: str = "loss") -> float:
 # ---- the verdict --------------------------------------------------------------------------------------
 
 MARGIN = 0.1  # an attack beats its false alarm rate when it recovers so much more than from the oracle
+ENOUGH = 30  # facts: from fewer no method gets a verdict
 
 
 def verdict(rates: Mapping[str, float], false_alarms: Mapping[str, float], margin: float = MARGIN) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..measure.audit import MEASURES
-from ..measure.verdicts import MARGIN
+from ..measure.verdicts import ENOUGH, MARGIN
 
 PAGE = """html { color-scheme: light dark; background: Canvas; color: CanvasText; font: 16px/1.5 system-ui, sans-serif }
 body { margin: 0 auto; padding: 1rem; max-width: 60rem }"""
@@ -93,7 +93,7 @@ def body(report: Any) -> str:
 def claims(report: Any) -> list[list[str]]:
     """The four claims of "What may be claimed", each with what speaks for it or against it."""
     asked = report.measures["revealed when asked"]
-    exact = f"{_count(asked)} answers were revealed (95 % interval {_interval(asked)})"
+    exact = f"{_count(asked)} answers were revealed (95% interval {_interval(asked)})"
     found = []
     for holding in (False, True):
         tried = {name: row for name, row in report.attacks.items() if row["holding"] in (False, holding)}
@@ -121,7 +121,7 @@ def beats(row: Mapping[str, Any]) -> bool:
 
 
 def _measured(report: Any) -> str:
-    head = ["measure", "share", "95 % interval", "limit", "met"]
+    head = ["measure", "share", "95% interval", "limit", "met"]
     rows = [
         [name, _count(row), _interval(row), _limit(name, row), row.get("met", "–")]
         for name, row in report.measures.items()
@@ -142,7 +142,7 @@ def _measured(report: Any) -> str:
 
 
 def _attacked(report: Any) -> str:
-    head = ["attack", "recovered", "95 % interval", "false alarms", "an example"]
+    head = ["attack", "recovered", "95% interval", "false alarms", "an example"]
     rows = [
         [
             f"{name}: {HOW[name]}" if name in HOW else name,
@@ -154,10 +154,16 @@ def _attacked(report: Any) -> str:
         for name, row in report.attacks.items()
     ]
     alarmed = any(row["alarm"] for row in report.attacks.values())
+    facts = report.measures["revealed when asked"]["of"]
+    verdict = f"The verdict by the book's rules: {report.verdict}, as far as these attacks can tell."
+    if facts < ENOUGH:
+        verdict = (
+            f"No verdict on the method: the book asks for {ENOUGH} facts, and there are {facts}. Of these alone the "
+            f"rules would say: {report.verdict}."
+        )
     rule = (
-        f"The verdict by the book's rules: {report.verdict}, as far as these attacks can tell. An attack counts when "
-        f"it recovers more than its false alarms plus {MARGIN:g}. False alarms are what it “recovers” of facts that "
-        "the model never knew."
+        f"{verdict} An attack counts when it recovers more than its false alarms plus {MARGIN:g}. False alarms are "
+        "what it “recovers” of facts that the model never knew."
     )
     left = "".join(f"<li>{html.escape(name)}: {html.escape(why)}</li>" for name, why in report.left_out.items())
     return (

@@ -107,7 +107,7 @@ def report(
 ) -> Report:
     """Ask, measure and attack an edited model, and put all of it on one page. The model is left as it was.
 
-    "Before" is the model without any edit in force. Shares have exact 95 % intervals (``statistics.proportion``).
+    "Before" is the model without any edit in force. Shares have exact 95% intervals (``statistics.proportion``).
 
     Parameters
     ----------
