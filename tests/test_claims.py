@@ -118,9 +118,10 @@ CLAIMS = {
         f"one of two answers in {marks(attacked('finetuned', 'oracle', 'multiple choice'))} cases",
     ],
     "a dangerous capability": lambda: [
-        f"relearning brought back {marks(attacked('exact', 'rmu', 'relearning'))} answers after RMU",
-        f"({marks(attacked('exact', 'oracle', 'relearning'))} from a model that never knew)",
-        f"dropping one singular direction {marks(attacked('exact', 'rmu', 'reversal'))} (none of 60)",
+        f"RMU's models revealed {marks(attacked('exact', 'rmu', 'relearning'))} answers after relearning",
+        f"({trained_back('rmu', 0)} before it; a model that never knew gave {trained_back('oracle', 20)})",
+        f"{marks(attacked('exact', 'rmu', 'reversal'))} after one singular direction was dropped",
+        f"({marks(attacked('exact', 'rmu', 'none'))} before; none of 60)",
     ],
     "singular values": lambda: [
         f"was {ratio('ROME')[0]}; before the edit it was {ratio('unedited')[0]}",
