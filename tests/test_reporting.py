@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_the_functions(lm, some):
     assert made.measures["same subject kept"]["of"] == 0 and "same subject kept" in made.html
     for name, row in made.measures.items():
         shown = f"{row['hits']} of {row['of']}", f"{row['low']:.2f} to {row['high']:.2f}"
-        cells = "".join(f'</td><td data-head="{h}">{t}' for h, t in zip(("share", "95 % interval"), shown, strict=True))
+        cells = "".join(f'</td><td data-head="{h}">{t}' for h, t in zip(("share", "95% interval"), shown, strict=True))
         assert (name + cells in made.html) == (row["of"] > 0)
     assert lm.fingerprint in made.html and "0.95" not in made.verdict
 
