@@ -145,15 +145,20 @@ def data_files() -> list[Path]:
 def names_of(file: Path) -> set[str]:
     """The strings by which code names a data file: its name, with or without its ending, or that of its folder.
 
-    Answers of the comparison go by their world alone: ``rows.load("exact")``.
+    Answers of the comparison go by their world, which other strings are named like: only ``load("exact")`` counts.
     """
     folders = set(file.relative_to(LIBRARY / "data").parts[:-1]) - {"results", "text"}
     stem = file.name.partition(".")[0]
-    return folders or {file.name, stem, stem.removeprefix("answers_")}
+    return folders or {file.name, stem, f"load({stem.removeprefix('answers_')})"}
 
 
 def strings_of(tree: ast.Module) -> set[str]:
-    return {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    """Every string in the code, and ``load(…)`` of those that a function of this name is given first."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    loads = [call.args[0] for call in calls if ast.unparse(call.func).rpartition(".")[2] == "load"]
+    loaded = {f"load({arg.value})" for arg in loads if isinstance(arg, ast.Constant)}
+    texts = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return loaded | {text for text in texts if isinstance(text, str)}
 
 
 @functools.cache
