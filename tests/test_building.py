@@ -20,7 +20,11 @@ import fresh  # noqa: E402
 import run_notebooks  # noqa: E402
 import same_values  # noqa: E402
 
-CELLS = ["%pip install the-book", "from minilib import stored\nrows = stored.load('speed')", "# a remark\nlen(rows)"]
+CELLS = [
+    "%pip install the-book",
+    "from minilib import stored\nrows = stored.load('speed')\nkept = stored.load('exact'), 'subject'",
+    "# a remark\nlen(rows)",
+]
 
 
 def notebook(cells: list[str] = CELLS):
@@ -34,6 +38,8 @@ def library(tmp_path, monkeypatch):
     (folder / "data" / "results").mkdir(parents=True)
     (folder / "data" / "results" / "speed.json").write_text("{}")
     (folder / "data" / "results" / "other.json").write_text("{}")
+    for world in ("exact", "subject"):
+        (folder / "data" / "results" / f"answers_{world}.jsonl.xz").write_text("{}")
     (folder / "__init__.py").write_text("from .model import load\n")
     (folder / "show").mkdir()
     (folder / "show" / "stored.py").write_text(
@@ -83,6 +89,8 @@ def replace(name: str, old: str, new: str):
         (replace("unused.py", "x = 1", "x = 2"), set()),
         (replace("data/results/speed.json", "{}", "[1]"), {"data"}),
         (replace("data/results/other.json", "{}", "[1]"), set()),
+        (replace("data/results/answers_exact.jsonl.xz", "{}", "[1]"), {"data"}),
+        (replace("data/results/answers_subject.jsonl.xz", "{}", "[1]"), set()),  # a string that nothing loads
         (replace("../requirements.lock", "torch==2.13.0", "torch==2.14.0"), {"versions"}),
         (replace("../requirements.lock", "numpy==2.0.0", "numpy==2.1.0"), set()),
         (lambda _: ["%pip install elsewhere", *CELLS[1:]], set()),  # the first cell installs
