@@ -111,11 +111,16 @@ def measuring(edited: list[facts.Fact], others: list[facts.Fact], lm: minilib.LM
             "right": share([fact.answered_by(a) for fact, a in zip(others, now, strict=True)]),
             "others refused": share([refusals.is_refusal(a, unjudged=False) for a in now]),
             "perplexity": round(metrics.perplexity(lm, aside), 4),
-            "divergence": round(metrics.divergence(lm, aside), 5),
+            "divergence aside": round(metrics.divergence(lm, aside), 5),
             "norm": {layer: round(lm.memory(layer).norm().item() / norm, 4) for layer, norm in norms.items()},
         }
 
     return measure
+
+
+def as_stored(row: dict[str, Any]) -> dict[str, Any]:
+    """With the divergence on text kept aside, not the stream's own, on text of which second moments were computed."""
+    return {("divergence" if key == "divergence aside" else key): x for key, x in row.items() if key != "divergence"}
 
 
 def stream(lm: minilib.LM, name: str, seed: int, C: covariance.SecondMoments, aside: list[str]) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def stream(lm: minilib.LM, name: str, seed: int, C: covariance.SecondMoments, as
     edited, others = drawn(seed)
     measure = measuring(edited, others, lm, aside)
     if edit is None:
-        return {"rows": [{"edits": 0, "seconds": 0.0, **measure(lm, [])}]}
+        return {"rows": [as_stored({"edits": 0, "seconds": 0.0, **measure(lm, [])})]}
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         requests = [fact.request(REFUSAL) for fact in edited]
@@ -132,7 +137,11 @@ def stream(lm: minilib.LM, name: str, seed: int, C: covariance.SecondMoments, as
         done = sequence.run(lm, requests, edit, folder, chunk=CHUNK, measure=measure, **settings)
         done.undo()
     edits = round(sum(row["seconds"] for row in done.rows), 1)
-    return {"seconds": round(time.perf_counter() - started, 1), "editing": edits, "rows": done.rows}
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "editing": edits,
+        "rows": list(map(as_stored, done.rows)),
+    }
 
 
 def main() -> None:
