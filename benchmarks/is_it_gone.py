@@ -1,34 +1,51 @@
-"""Every method × every attack, with the oracle's row beside: was the fact removed, masked, or guarded?
+"""Every method × every attack, with its false alarms beside: was the fact removed, masked, or guarded?
 
-On tinyworld four people are forgotten, in three draws, and the oracle is the model trained without them; on the
-invented authors SmolLM2 forgets three, and the oracle was taught all but those. Settings are those that the trials of
-`trials.py` chose. Run: python benchmarks/is_it_gone.py exact (some minutes on one core, most of them for
-training two of the oracles), or finetuned; names of methods behind it restrict it to these. It goes on where it
-stopped.
+On tinyworld ("exact") the methods, settings and draws of facts are those of the comparison, with the settings that it
+chose for silence; the oracle is the model trained without the facts. Of facts of the world ("pretrained") the editors
+are asked by five detours, on the comparison's eight draws; what they bring up of facts that SmolLM2 does not know is
+their false alarm rate. On the invented authors ("finetuned") SmolLM2 forgets three, with settings of earlier trials.
+Run: python benchmarks/is_it_gone.py exact (an hour on one core, half of it for training the oracles), or pretrained
+(an hour), or finetuned; names of methods behind it restrict it to these. It goes on where it stopped.
 """
 
+import random
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import trials
 from scores import Rows
 
-from minilib import attacks, authors, inside, tasks, verdicts
-from minilib.edits import undo_all
-from minilib.model import LM
+sys.path.insert(0, str(Path(__file__).parent / "comparison"))
 
-FACTS = {"exact": 20, "finetuned": 15}
-SEEDS = {"exact": (0, 1, 2), "finetuned": (0,)}
-METHODS = ("unedited", "oracle", *trials.EDITORS, *trials.GRADIENT)
+import cells
+import worlds
+from plan import DRAWS, EDITORS, TRAINED, Job
+
+from minilib import attacks, authors, facts, inside, refusals, steering, tasks, tinyworld, verdicts
+from minilib import rows as stored_rows
+from minilib.edits import undo_all
+from minilib.measure.detours import ALIASES, HOPS
+from minilib.model import LM
+from minilib.requests import Request
+
+FACTS = {"exact": 20, "pretrained": 5, "finetuned": 15}
+SEEDS = {"exact": range(DRAWS["exact"]), "pretrained": range(DRAWS["pretrained"]), "finetuned": range(1)}
+METHODS = {
+    "exact": ("unedited", "oracle", *EDITORS, "memit, with history", *TRAINED),
+    "pretrained": ("unedited", "unknown", *EDITORS),
+    "finetuned": ("unedited", "oracle", *trials.EDITORS, *trials.GRADIENT),
+}
 RATE = {"exact": 3e-4, "finetuned": 1e-5}  # of relearning
 STEPS = (1, 2, 5, 10, 20)
 LAYER = {"exact": 3, "finetuned": 20}  # of the probe
-SHOWN = 5  # of the forgotten facts, in relearning
+REFUSAL_AT = 4  # the block of tinyworld after which the direction of refusal is read
+SHOWN = 5  # of the forgotten facts, in relearning and for a soft prompt
 
 
 def written_to(lm: LM) -> list[int]:
@@ -38,13 +55,34 @@ def written_to(lm: LM) -> list[int]:
     return layers if len(layers) < lm.n_layers else []
 
 
-def attacked(lm: LM, found: tasks.Task, knowledge: str, seed: int, layers: list[int]) -> list[attacks.Row]:
+def each(rows: Sequence[attacks.Row], what: str = "recovered") -> dict[str, str]:
+    """For each attack its facts, 1 where it was recovered."""
+    kinds = dict.fromkeys(row["attack"] for row in rows)
+    return {kind: "".join(str(int(r[what])) for r in rows if r["attack"] == kind) for kind in kinds}
+
+
+# ---- with an oracle -----------------------------------------------------------------------------------
+
+
+def strangers(asked: Sequence[facts.Fact], seed: int) -> list[facts.Fact]:
+    """Facts of tinyworld's forms about people whom it never met."""
+    draw, names = random.Random(f"strangers {seed}"), tinyworld.strangers(seen=False)
+    found = []
+    for name, fact in zip(draw.sample(names, min(len(names), 2 * len(asked))), [*asked, *asked], strict=False):
+        value = draw.choice([f.value for f in asked if f.relation == fact.relation])
+        found.append(facts.Fact(fact.relation, name, value, (), fact.question, fact.question, (), (), None))
+    return found
+
+
+def attacked(
+    lm: LM, asked: list[facts.Fact], said: list[Request], kept: list[facts.Fact], kept_said: list[Request],
+    knowledge: str, seed: int, layers: list[int],
+) -> list[attacks.Row]:  # fmt: skip
     """All attacks that apply to a model, as rows."""
-    asked = found.forget
     rows = attacks.none(lm, asked)
     rows += attacks.rephrasings(lm, asked)
     rows += attacks.sampling(lm, asked, seed=seed)
-    shown = found.forget_said[:: len(asked) // SHOWN][:SHOWN]
+    shown = said[:: len(asked) // SHOWN][:SHOWN]
     rows += attacks.relearning(lm, asked, shown, steps=STEPS, lr=RATE[knowledge], seed=seed)
     for bits in (8, 4):
         rows += attacks.quantisation(lm, asked, bits=bits)
@@ -57,26 +95,23 @@ def attacked(lm: LM, found: tasks.Task, knowledge: str, seed: int, layers: list[
         rows += attacks.jailbreaks(lm, asked, others=others[:30], seed=seed)
         rows += attacks.negations(lm, asked, others=others[:30], seed=seed)
         rows += inside.membership(lm, asked, authors.strangers())
+    else:
+        harmless = attacks.relearning(lm, asked, kept_said, steps=STEPS[-1:], lr=RATE[knowledge], seed=seed)
+        rows += [row | {"attack": "harmless training", "by step": None} for row in harmless]
+        rows += steering.soft_prompt(lm, asked, shown, seed=seed)
+        rows += steering.ablation(lm, asked, kept[:40], layer=REFUSAL_AT)
+        rows += inside.membership(lm, asked, strangers(asked, seed), tails=2)
     leads = [f.prompt.replace("{}", f.subject) for f in asked] if lm.has_chat else None
     rows += inside.lens(lm, asked, leads)
-    known = found.retain + [f for f in authors.facts() if f not in asked] if lm.has_chat else found.retain
+    known = kept + [f for f in authors.facts() if f not in asked] if lm.has_chat else kept
     rows += inside.probe(lm, asked, known, LAYER[knowledge])
     return rows
 
 
-def measure(knowledge: str, method: str, seed: int, found: tasks.Task) -> dict[str, Any]:
-    began = time.perf_counter()
-    settings = trials.chosen("tinyworld" if knowledge == "exact" else "smollm2-135m").get(method, {})
-    lm = trials.apply(method, found, settings, seed)
-    layers = written_to(lm)
-    try:
-        rows = attacked(lm, found, knowledge, seed, layers)
-    finally:
-        undo_all(found.lm)
+def row_of(method: str, seed: int, settings: Any, rows: list[attacks.Row], alarms: dict[str, str]) -> dict[str, Any]:
+    """What is stored of a model that was attacked."""
     tested = [row for row in rows if row["attack"] == "membership"]
     rows = [row for row in rows if row.get("member", True)]
-    # An oracle has no layers that were written to: the same ones are treated as in the model it stands beside.
-    alarms = each(attacks.reversal(found.oracle, found.forget, layers)) if layers else {}
     steps = [row["by step"] for row in rows if row["attack"] == "relearning"]
     return {
         "method": method,
@@ -87,26 +122,122 @@ def measure(knowledge: str, method: str, seed: int, found: tasks.Task) -> dict[s
         "alarms": alarms,
         "auc": {score: round(verdicts.auc(tested, score), 4) for score in ("loss", "min-k") if tested},
         "relearning": {str(step): round(statistics.fmean(row[step] for row in steps), 4) for step in (0, *STEPS)},
+    }
+
+
+def exact(method: str, seed: int, cell: worlds.Cell, settings: dict[str, Any]) -> dict[str, Any]:
+    began = time.perf_counter()
+    lm = cells.apply(Job("exact", seed, method, settings[method]), cell)
+    layers = written_to(lm)
+    world = cells.trained_on(cell, cell.forget), cell.retain, cells.trained_on(cell, cell.retain), "exact", seed
+    try:
+        rows = attacked(lm, cell.forget, *world, layers)
+    finally:
+        undo_all(cell.lm)
+    # An oracle has no layers that were written to: the same ones are treated as in the model it stands beside.
+    alarms = each(attacks.reversal(cell.oracle, cell.forget, layers)) if layers else {}
+    found = row_of(method, seed, settings[method], rows, alarms)
+    return found | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def finetuned(method: str, seed: int, found: tasks.Task) -> dict[str, Any]:
+    began = time.perf_counter()
+    settings = trials.chosen("smollm2-135m").get(method, {})
+    lm = trials.apply(method, found, settings, seed)
+    layers = written_to(lm)
+    world = found.forget_said, found.retain, found.retain_said, "finetuned", seed
+    try:
+        rows = attacked(lm, found.forget, *world, layers)
+    finally:
+        undo_all(found.lm)
+    alarms = each(attacks.reversal(found.oracle, found.forget, layers)) if layers else {}
+    return row_of(method, seed, settings, rows, alarms) | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+# ---- by detours ---------------------------------------------------------------------------------------
+
+
+def never_known(lm: LM) -> list[facts.Fact]:
+    """The facts that a model gets wrong in all wordings."""
+    known = {fact.asked.text for fact in facts.recorded()}
+    pool = [fact for fact in facts.FACTS if fact.asked.text not in known]
+    asked = [[f.request("x"), *f.rephrased("x")] for f in pool]
+    said = iter(lm.generate([request for some in asked for request in some], max_new_tokens=24))
+    right = [any([fact.answered_by(next(said)) for _ in some]) for fact, some in zip(pool, asked, strict=True)]
+    return [fact for fact, yes in zip(pool, right, strict=True) if not yes]
+
+
+def beside(forget: Sequence[facts.Fact], never: list[facts.Fact]) -> list[facts.Fact]:
+    """As many facts as are forgotten, of the same kinds where there are any, taken out of the list."""
+    return [never.pop(next((i for i, f in enumerate(never) if f.relation == fact.relation), 0)) for fact in forget]
+
+
+def detours(lm: LM, asked: list[facts.Fact], seed: int) -> list[attacks.Row]:
+    """The question itself, and the five detours; hops and aliases as far as the facts have any."""
+    rows = attacks.none(lm, asked) + attacks.second_turn(lm, asked) + attacks.system_prompt(lm, asked)
+    rows += attacks.two_questions(lm, asked)
+    if any(HOPS.get(fact.asked.text) for fact in asked):
+        rows += attacks.hops(lm, asked)
+    if any(not f.answered_by(n) for f in asked for n in ALIASES.get(f.subject, ())):
+        rows += attacks.aliases(lm, asked)
+    return rows
+
+
+def pretrained(
+    method: str, seed: int, cell: worlds.Cell, never: list[facts.Fact], settings: dict[str, Any]
+) -> dict[str, Any]:
+    began, asked = time.perf_counter(), never if method == "unknown" else cell.forget
+    if method != "unknown":
+        cells.apply(Job("pretrained", seed, method, settings[method]), cell)
+    try:
+        rows = detours(cell.lm, asked, seed)
+        # What the attack brings up of facts that were never known is asked of the edited model too.
+        alarms = {} if method == "unknown" else each(detours(cell.lm, never, seed))
+    finally:
+        undo_all(cell.lm)
+    declined = [row | {"refused": refusals.is_refusal(row["said"], unjudged=False)} for row in rows]
+    return {
+        "method": method,
+        "seed": seed,
+        "settings": settings.get(method, 0),
+        "asked": [fact.asked.text for fact in asked],
+        "each": each(rows),
+        "refused": each(declined, "refused"),
+        "alarms": alarms,
+        "neighbour": [round(row["neighbour"], 4) for row in rows if row["attack"] == "two questions"],
+        "said": {name: [row["said"] for row in rows if row["attack"] == name] for name in each(rows)},
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
-def each(rows: Sequence[attacks.Row]) -> dict[str, str]:
-    """For each attack its facts, 1 where it was recovered."""
-    kinds = dict.fromkeys(row["attack"] for row in rows)
-    return {kind: "".join(str(int(r["recovered"])) for r in rows if r["attack"] == kind) for kind in kinds}
+def silent(world: str) -> dict[str, int]:
+    """For each method the number of the setting that the comparison chose for silence."""
+    measured = stored_rows.load(world)
+    chosen = {m: stored_rows.choose(measured, m, "silent") for m in METHODS[world][2:]}
+    return {"unedited": 0, "oracle": 0} | {method: number for method, number in chosen.items() if number is not None}
 
 
 def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)
-    knowledge, *methods = sys.argv[1:] or ["exact"]
+    world, *methods = sys.argv[1:] or ["exact"]
     rows = Rows("is_it_gone", began, {"facts": FACTS, "steps": list(STEPS), "lr": RATE})
-    for seed in SEEDS[knowledge]:
-        found = (tasks.exact if knowledge == "exact" else tasks.finetuned)(FACTS[knowledge], seed)
-        for method in methods or METHODS:
-            make = partial(measure, knowledge, method, seed, found)
-            rows.keep(knowledge, f"{method}, draw {seed}", make)
+    settings = silent(world) if world != "finetuned" else {}
+    never: list[facts.Fact] = []
+    for seed in SEEDS[world]:
+        wanted = [m for m in methods or METHODS[world] if m in settings or world == "finetuned" or m == "unknown"]
+        if world == "finetuned":
+            made: Any = partial(finetuned, found=tasks.finetuned(FACTS[world], seed))
+        else:
+            first = Job(world, seed, "unedited")
+            before = next(r for r in stored_rows.load(world) if r["job"] == str(first))
+            cell = cells.open_cell(world, seed, before)
+            made = partial(exact, cell=cell, settings=settings)
+            if world == "pretrained":
+                never = never or never_known(cell.lm)
+                made = partial(pretrained, cell=cell, never=beside(cell.forget, never), settings=settings)
+        for method in wanted:
+            rows.keep(world, f"{method}, draw {seed}", partial(made, method, seed))
 
 
 if __name__ == "__main__":
