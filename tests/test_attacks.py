@@ -21,6 +21,7 @@ from minilib import (
     prompting,
     refusals,
     rome,
+    statistics,
     steering,
     tasks,
     tinyworld,
@@ -28,6 +29,7 @@ from minilib import (
     verdicts,
     wise,
 )
+from minilib.measure.statistics import Interval
 
 pytestmark = pytest.mark.long  # a minute together
 
@@ -525,89 +527,61 @@ def test_a_hop_names_neither_the_answer_that_it_needs_nor_its_own():
 # ---- the verdict --------------------------------------------------------------------------------------
 
 
+ABOVE, BELOW, ACROSS = (Interval(x, x - 0.05, x + 0.05) for x in (0.5, 0.0, 0.1))
+
+
 @pytest.mark.parametrize(
-    ("recovered", "expected"),
+    ("beyond", "expected"),
     [
-        ({"rephrasing": 0.1, "lens": 0.3, "unguarded": 0.0}, "removed"),
-        ({"rephrasing": 0.6, "lens": 0.3, "unguarded": 0.0}, "masked"),
-        ({"rephrasing": 0.0, "lens": 0.0, "unguarded": 1.0}, "guarded"),
-        ({"rephrasing": 0.6, "lens": 0.3, "unguarded": 1.0}, "guarded"),
-        ({"rephrasing": 0.14}, "removed"),
-        ({"rephrasing": 0.16}, "masked"),
+        ({"rephrasing": BELOW, "lens": BELOW, "unguarded": BELOW}, "removed"),
+        ({"rephrasing": ABOVE, "lens": ACROSS, "unguarded": BELOW}, "masked"),
+        ({"rephrasing": BELOW, "lens": BELOW, "unguarded": ABOVE}, "guarded"),
+        ({"rephrasing": ABOVE, "lens": BELOW, "unguarded": ABOVE}, "guarded"),
+        ({"rephrasing": ABOVE, "unguarded": ACROSS}, "masked"),
+        ({"rephrasing": BELOW, "lens": ACROSS}, "undecided"),
     ],
 )
-def test_verdicts(recovered, expected):
-    assert verdicts.verdict(recovered, {"rephrasing": 0.05, "lens": 0.3, "unguarded": 0.0}) == expected
+def test_verdicts(beyond, expected):
+    assert verdicts.verdict(beyond) == expected
+
+
+def test_a_wider_margin_removes():
+    assert verdicts.verdict({"lens": ABOVE}, margin=0.6) == "removed"
+
+
+def of(method, draws, alarms=({}, {}), seeds=(0, 1)):
+    return [{"method": method, "seed": s, "each": e, "alarms": a} for s, e, a in zip(seeds, draws, alarms, strict=True)]
 
 
 def test_verdicts_of_stored_rows():
-    """Two draws of two facts; what has no rate of its own from the oracle is compared with its alarms."""
+    """Two draws of thirty facts; what has no rate of its own from the oracle is compared with its alarms."""
+    none, all_, some = "0" * 30, "1" * 30, "1" * 15 + "0" * 15
     rows = [
-        {"method": "oracle", "each": {"none": "00", "lens": "10"}, "alarms": {}},
-        {"method": "oracle", "each": {"none": "00", "lens": "00"}, "alarms": {}},
-        {"method": "unedited", "each": {"none": "11", "lens": "11"}, "alarms": {}},
-        {"method": "a", "each": {"none": "00", "lens": "01"}, "alarms": {}},
-        {"method": "a", "each": {"none": "00", "lens": "00"}, "alarms": {}},
-        {"method": "b", "each": {"none": "00", "unguarded": "11"}, "alarms": {}},
-        {"method": "c", "each": {"none": "00", "reversal": "11"}, "alarms": {"reversal": "11"}},
-        {"method": "d", "each": {"none": "00", "reversal": "11"}, "alarms": {"reversal": "00"}},
+        *of("oracle", [{"none": none, "lens": none}] * 2),
+        *of("unedited", [{"none": all_, "lens": all_}] * 2),
+        *of("removed", [{"none": none, "lens": none}] * 2),
+        *of("guarded", [{"none": none, "unguarded": all_}] * 2),
+        *of("alike", [{"none": none, "reversal": all_}] * 2, [{"reversal": all_}] * 2),
+        *of("masked", [{"none": none, "reversal": all_}] * 2, [{"reversal": none}] * 2),
+        *of("undecided", [{"none": none, "lens": none}, {"none": none, "lens": some}]),
     ]
-    assert verdicts.recovered(rows, "a") == {"none": 0, "lens": 0.25}
-    assert verdicts.verdicts(rows) == {"a": "removed", "b": "guarded", "c": "masked", "d": "masked"}
-    assert verdicts.verdicts(rows[:-1])["c"] == "removed"
-    with pytest.raises(ValueError, match='no row of the method "oracle"'):
+    expected = {name: name for name in ("removed", "guarded", "masked", "undecided")} | {"alike": "removed"}
+    assert verdicts.verdicts(rows) == expected
+    assert verdicts.recovered(rows, "undecided") == {"none": 0, "lens": 0.25}
+    assert verdicts.false_alarms(rows)["reversal"] == 0.5 and verdicts.false_alarms(rows)["unguarded"] == 0
+    assert verdicts.beyond(rows, "undecided")["lens"] == statistics.paired([0, 0.5], [0, 0])
+    assert verdicts.beyond(rows, "removed")["lens"] == statistics.apart(0, 60, 0, 60), "all draws agree"
+    with pytest.raises(ValueError, match="no row of the method 'oracle'"):
         verdicts.verdicts(rows[2:])
 
 
-def test_a_verdict_needs_the_oracle():
-    with pytest.raises(ValueError, match="false_alarms must have a rate for each attack; lens missing"):
-        verdicts.verdict({"lens": 0.5}, {"rephrasing": 0.1})
+def test_from_few_facts_there_is_no_verdict():
+    rows = of("oracle", [{"lens": "0" * 10}] * 2) + of("a", [{"lens": "1" * 10}] * 2)
+    assert verdicts.beyond(rows, "a")["lens"].low > verdicts.MARGIN and verdicts.verdicts(rows) == {"a": ""}
+    mixed = of("oracle", [{"lens": "0" * 30, "hops": "000"}] * 2) + of("a", [{"lens": "0" * 30, "hops": "111"}] * 2)
+    assert verdicts.verdicts(mixed) == {"a": "removed"}, "an attack on six facts does not count"
 
 
-# ---- bad input ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_nothing_forgotten_is_nothing_to_attack(lm, name, monkeypatch):
-    monkeypatch.setitem(globals(), "SOME", [])
-    with pytest.raises(ValueError, match="forgotten is empty"):
-        EVERY[name](lm)
-
-
-def test_what_is_no_fact_is_refused(lm):
-    with pytest.raises(TypeError, match=r"forgotten\[1\] must be a Fact or a Request"):
-        attacks.sampling(lm, [SOME[0], "Paris"])
-    with pytest.raises(TypeError, match="forgotten must be a list"):
-        attacks.sampling(lm, SOME[0])
-    with pytest.raises(ValueError, match="tinyworld has no chat template"):
-        attacks.jailbreaks(lm, SOME)
-    with pytest.raises(ValueError, match="rephrasings; a Request has none"):
-        attacks.rephrasings(lm, TRUE)
-
-
-def test_bad_detours_are_refused(chatty, lm):
-    plain = [fact.request(fact.answer) for fact in CAPITALS]
-    for name in ("two_questions", "hops", "second_turn", "system_prompt"):
-        with pytest.raises(ValueError, match="tinyworld has no chat template"):
-            getattr(attacks, name)(lm, SOME)
-    with pytest.raises(ValueError, match="neighbours, which a Request has not"):
-        attacks.two_questions(chatty, plain)
-    with pytest.raises(ValueError, match="beside must have a facts.Question for each of 2 facts"):
-        attacks.two_questions(chatty, plain, [facts.Question("Who?", "I")])
-    with pytest.raises(ValueError, match="no hop is known"):
-        attacks.hops(chatty, [Request("Who is {}?", "Ada", "a poet", True)])
-    with pytest.raises(TypeError, match="known must map"):
-        attacks.hops(chatty, CAPITALS, {CAPITALS[0].asked.text: ["Seine"]})
-    with pytest.raises(ValueError, match="no other name is known"):
-        attacks.aliases(lm, SOME)
-    with pytest.raises(TypeError, match="names must map"):
-        attacks.aliases(chatty, CAPITALS, {"France": "Gaul"})
-    with pytest.raises(TypeError, match="before must be a list of turns"):
-        attacks.second_turn(chatty, CAPITALS, before=["Hello"])
-    with pytest.raises(TypeError, match="text must be a string"):
-        attacks.system_prompt(chatty, CAPITALS, text=None)
-
-
-def test_an_unknown_kind_is_refused(chatty):
-    with pytest.raises(ValueError, match="kinds must be a list from"):
-        attacks.jailbreaks(chatty, SOME, kinds=["bribery"])
+def test_a_verdict_needs_an_attack():
+    with pytest.raises(ValueError, match="beyond is empty"):
+        verdicts.verdict({})

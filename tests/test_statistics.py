@@ -23,6 +23,18 @@ def test_at_the_ends_of_an_exact_interval_what_was_seen_has_probability_alpha_ha
     assert binom.sf(hits - 1, of, low) == pytest.approx(0.025) == binom.cdf(hits, of, high)
 
 
+def test_the_difference_of_two_shares_is_newcombes():
+    """His table 2: 56 of 70 less 48 of 80, and 0 of 10 less 0 of 10."""
+    assert statistics.apart(56, 70, 48, 80) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert statistics.apart(9, 10, 3, 10) == pytest.approx((0.6, 0.1705, 0.8090), abs=5e-5)
+    assert statistics.apart(0, 10, 0, 10) == pytest.approx((0, -0.2775, 0.2775), abs=5e-5)
+    assert statistics.apart(10, 10, 0, 20) == pytest.approx((1, 0.6791, 1), abs=5e-5)
+    first, second = statistics.apart(3, 30, 20, 40), statistics.apart(20, 40, 3, 30)
+    assert (second.value, second.low, second.high) == pytest.approx((-first.value, -first.high, -first.low))
+    with pytest.raises(ValueError, match="hits must be a number from 0 to of"):
+        statistics.apart(4, 3, 1, 3)
+
+
 def test_paired_differences_by_hand():
     first, second = [0.9, 0.8, 0.7], [0.8, 0.6, 0.4]  # differences 0.1, 0.2, 0.3; t(0.975, 2) = 4.302653
     half = 4.302653 * 0.1 / math.sqrt(3)

@@ -1,9 +1,9 @@
 """How far a measured difference can be trusted: exact intervals, paired differences, resampling, and verdicts.
 
-A share of single answers has an exact interval (``proportion``). Two methods on the same draws of facts are compared
-by their differences, draw by draw (``paired``). Where several answers share a fact and several facts an edit, what is
-drawn anew are the draws, and then the facts within each (``resampled``): answers that stand and fall together are not
-counted as many.
+A share of single answers has an exact interval (``proportion``), and the difference of two such shares has one too
+(``apart``). Two methods on the same draws of facts are compared by their differences, draw by draw (``paired``). Where
+several answers share a fact and several facts an edit, what is drawn anew are the draws, and then the facts within each
+(``resampled``): answers that stand and fall together are not counted as many.
 """
 
 from __future__ import annotations
@@ -51,6 +51,37 @@ def proportion(hits: int, of: int, level: float = 0.95) -> Interval:
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, of - hits + 1))
     high = 1.0 if hits == of else float(beta.ppf(1 - tail, hits + 1, of - hits))
     return Interval(hits / of, low, high)
+
+
+def apart(hits: int, of: int, other_hits: int, of_other: int, level: float = 0.95) -> Interval:
+    """The difference of two shares, first − second, each of answers of its own (Newcombe 1998, the tenth method).
+
+    Both shares get Wilson's interval; what lies beyond the shares is added in squares. 0 of 30 less 0 of 30 is
+    0 [−0.11, 0.11], where the usual interval has no width.
+
+    Parameters
+    ----------
+    hits, of, other_hits, of_other : int
+        So many of so many answers, which must not depend on one another.
+    level : float, default 0.95
+
+    Raises
+    ------
+    ValueError
+        As ``proportion``.
+    """
+    p, low, high = _wilson(hits, of, level)
+    q, other_low, other_high = _wilson(other_hits, of_other, level)
+    down, up = math.hypot(p - low, other_high - q), math.hypot(high - p, q - other_low)
+    return Interval(p - q, p - q - down, p - q + up)
+
+
+def _wilson(hits: int, of: int, level: float) -> Interval:
+    share = proportion(hits, of, level).value  # which checks both
+    z = statistics.NormalDist().inv_cdf(1 - _tail(level))
+    middle = (share + z**2 / (2 * of)) / (1 + z**2 / of)
+    half = z / (1 + z**2 / of) * math.sqrt(share * (1 - share) / of + (z / (2 * of)) ** 2)
+    return Interval(share, max(0.0, middle - half), min(1.0, middle + half))
 
 
 def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:

@@ -22,7 +22,7 @@ from .. import covariance, storage
 from ..editor import short
 from ..edits import Edit
 from ..measure import attacks as ways
-from ..measure import metrics, verdicts
+from ..measure import metrics, statistics, verdicts
 from ..measure.audit import ATTACKS, MEASURES, Row, attacked, compared, measures, questions
 from ..model import LM, check_lm
 from ..requests import Request, whole
@@ -63,7 +63,7 @@ class Report:
     left_out : dict of str to str
         The attacks that were not run, and why.
     verdict : str
-        "removed", "masked" or "guarded", by the rules of ``verdicts.verdict``; "" without ``never``.
+        "removed", "masked", "guarded" or "undecided", by the rules of ``verdicts.verdict``; "" without ``never``.
     """
 
     title: str
@@ -168,9 +168,12 @@ def report(
     if not known:
         raise ValueError(f"facts holds none of {len(facts)} that {lm.name} knew before the edit: nothing was forgotten")
     tried, left_out = attacked(lm, known, never, attacks, seed)
-    alarms = {name: row["alarm"]["hits"] / row["alarm"]["of"] for name, row in tried.items() if row["alarm"]}
-    rates = {name: tried[name]["hits"] / tried[name]["of"] for name in alarms}
-    verdict = verdicts.verdict(rates, alarms) if alarms else ""
+    beyond = {
+        name: statistics.apart(row["hits"], row["of"], row["alarm"]["hits"], row["alarm"]["of"])
+        for name, row in tried.items()
+        if row["alarm"]
+    }
+    verdict = verdicts.verdict(beyond) if beyond else ""
     ordinary = {
         "perplexity before": perplexity,
         "perplexity after": metrics.perplexity(lm, texts),
