@@ -3,8 +3,9 @@
 Each model is trained from scratch (``minilib.tinyworld.train``) and kept in the user's cache. On four people who are
 not measured, each editor is tried at every layer and each trained method at the settings of `trials.py`; the
 best are then measured on three draws of four people. Run: python benchmarks/architectures.py --processes 2 (an hour on
-2 cores), with names such as gpt2-small for these alone. It goes on where it stopped, model by model. With --pack
-gpt_neox-small it trains that model alone and puts it into the package, where chapter 13 finds it.
+2 cores), with names such as gpt2-small for these alone. It goes on where it stopped, model by model. With --again
+alphaedit that method alone is tried and measured once more. With --pack gpt_neox-small it trains that model alone and
+puts it into the package, where chapter 13 finds it.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
@@ -36,6 +37,9 @@ FACTS, SEEDS = 20, (0, 1, 2)
 ONE_LAYER = {"rome": rome, "grace": grace, "wise": wise}
 WINDOW = {"memit": memit, "alphaedit": alphaedit}
 REACH = (0.1, 0.25, 0.5)  # GRACE's ε, in units of the median distance between the keys of two questions
+RIDGE = (
+    0.03  # AlphaEdit's l2, in units of the mean squared length of ordinary keys; 1.0 on the packaged tinyworld model
+)
 PLAIN = "llama-6x96"  # whose presets are varied
 
 
@@ -65,7 +69,7 @@ def pack(name: str) -> None:
     (folder / "provenance.json").write_text(json.dumps(about, indent=1) + "\n", "utf8")
 
 
-def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
+def settings(model: LM, method: str, C: covariance.SecondMoments) -> Iterator[dict[str, Any]]:
     """What is tried of a method: every layer, or the trials of the comparison."""
     chosen = trials.chosen("tinyworld").get(method, {})
     layers = range(model.n_layers)
@@ -73,6 +77,8 @@ def settings(model: LM, method: str) -> Iterator[dict[str, Any]]:
         for layer in layers:
             preset = dict(WINDOW[method].Settings.PRESETS[PLAIN])
             preset.pop("nullspace_threshold", None)  # in the units of one model's keys; the trial's energy has none
+            if method == "alphaedit":
+                preset["l2"] = round(RIDGE * C[layer].trace().item(), 4)
             yield preset | chosen | {"layers": [layer]}
     elif method == "grace":
         asked = [tasks.as_question(f, random.Random(0)).asked.text for f in tinyworld.facts()[::25]]
@@ -121,14 +127,42 @@ def tried(method: str, found: tasks.Task, C: Any) -> dict[str, Any]:
     """All settings of a method on the facts for tuning, and the best of them."""
     model = found.lm
     tries = []
-    for given in settings(model, method):
+    for given in settings(model, method, C):
         row = measured(method, 0, found, C, given)  # where a layer cannot be written to, the row says why
         tries.append(({"score": row["score"]} if "score" in row else {"error": row["error"]}, given))
-    varied = ("layer", "layers", "epsilon", "lr", "retain_weight", "alpha")
+    varied = ("layer", "layers", "epsilon", "lr", "retain_weight", "alpha", "l2")
     return {
         "trials": [{k: v for k, v in given.items() if k in varied} | row for row, given in tries],
         "best": max(tries, key=lambda trial: trial[0].get("score", -1.0))[1],
     }
+
+
+def scored(model: LM, methods: Sequence[str]) -> dict[str, Any]:
+    """The trials of some methods on a model, and their rows."""
+    C = covariance.second_moment(model, list(range(model.n_layers)), texts=covariance.sample_texts("tinyworld"))
+    found = tasks.exact(FACTS, 0, model, tuning=True)
+    tries = {method: tried(method, found, C) for method in methods}
+    rows = []
+    for seed in SEEDS:
+        found = tasks.exact(FACTS, seed, model)
+        for method in methods:
+            given = tries[method]["best"]
+            rows.append({"method": method, "seed": seed, **measured(method, seed, found, C, given)})
+    return {"trials": tries, "rows": rows}
+
+
+def again(name: str, method: str) -> dict[str, Any]:
+    """One method on one model."""
+    torch.set_num_threads(1)
+    return scored(trained(name)[0], [method])
+
+
+def renewed(row: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
+    """A model's row, with a method's trials and scores in the place of those that it had."""
+    new = [r["method"] for r in made["rows"]]
+    rows = [r for r in row["rows"] if r["method"] not in new] + made["rows"]
+    order = sorted(rows, key=lambda r: (r["seed"], METHODS.index(r["method"])))
+    return row | {"trials": row["trials"] | made["trials"], "rows": order}
 
 
 def one(name: str) -> dict[str, Any]:
@@ -143,36 +177,34 @@ def one(name: str) -> dict[str, Any]:
         "held out": round(tinyworld.recall(model, world, held_out=True), 4),
         "seconds": seconds,
     }
-    C = covariance.second_moment(model, list(range(model.n_layers)), texts=covariance.sample_texts("tinyworld"))
-    found = tasks.exact(FACTS, 0, model, tuning=True)
-    tries = {method: tried(method, found, C) for method in METHODS}
-    rows = []
-    for seed in SEEDS:
-        found = tasks.exact(FACTS, seed, model)
-        for method in METHODS:
-            given = tries[method]["best"]
-            rows.append({"method": method, "seed": seed, **measured(method, seed, found, C, given)})
-    return about | {"trials": tries, "rows": rows}
+    return about | scored(model, METHODS)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)} (default: all)")
     parser.add_argument("--processes", type=int, default=1, help="at once")
+    parser.add_argument("--again", choices=METHODS, help="measure this method once more on models that are there")
     parser.add_argument("--pack", choices=MODELS, help="only put this model into the package")
     given = parser.parse_args()
     if given.pack:
         return pack(given.pack)
     began = time.perf_counter()
     rows = Rows("architectures", began, {"facts": FACTS, "reach": list(REACH), "methods": list(METHODS)})
-    done = {row["run"] for row in rows.found.get("models", [])}
-    left = [name for name in given.models or MODELS if name not in done]
+    done = {row["run"]: row for row in rows.found.get("models", [])}
+    left = [name for name in given.models or MODELS if (name in done) == bool(given.again)]
     failed = False
     with ProcessPoolExecutor(given.processes, get_context("spawn")) as pool:
-        running = {pool.submit(one, name): name for name in left}
+        running = {
+            pool.submit(again, name, given.again) if given.again else pool.submit(one, name): name for name in left
+        }
         for future in as_completed(running):
             try:
-                rows.keep("models", running[future], future.result)
+                made = future.result()
+                if given.again:
+                    made = renewed(done[running[future]], made)
+                    rows.found["models"] = [r for r in rows.found["models"] if r["run"] != running[future]]
+                rows.keep("models", running[future], lambda made=made: made)
             except Exception:  # the other models go on, and the next call tries this one again
                 failed = True
                 print(f"{running[future]} failed:\n{traceback.format_exc()}", file=sys.stderr)
