@@ -172,7 +172,7 @@ def beside(forget: Sequence[facts.Fact], never: list[facts.Fact]) -> list[facts.
     return [never.pop(next((i for i, f in enumerate(never) if f.relation == fact.relation), 0)) for fact in forget]
 
 
-def detours(lm: LM, asked: list[facts.Fact], seed: int) -> list[attacks.Row]:
+def detours(lm: LM, asked: list[facts.Fact]) -> list[attacks.Row]:
     """The question itself, and the five detours; hops and aliases as far as the facts have any."""
     rows = attacks.none(lm, asked) + attacks.second_turn(lm, asked) + attacks.system_prompt(lm, asked)
     rows += attacks.two_questions(lm, asked)
@@ -186,15 +186,17 @@ def detours(lm: LM, asked: list[facts.Fact], seed: int) -> list[attacks.Row]:
 def pretrained(
     method: str, seed: int, cell: worlds.Cell, never: list[facts.Fact], settings: dict[str, Any]
 ) -> dict[str, Any]:
+    """Both are asked of the model, what was forgotten and what it never knew; of the unedited one, the latter alone."""
     began, asked = time.perf_counter(), never if method == "unknown" else cell.forget
     if method != "unknown":
         cells.apply(Job("pretrained", seed, method, settings[method]), cell)
     try:
-        rows = detours(cell.lm, asked, seed)
-        # What the attack brings up of facts that were never known is asked of the edited model too.
-        alarms = {} if method == "unknown" else each(detours(cell.lm, never, seed))
+        every = detours(cell.lm, asked if method == "unknown" else [*asked, *never])
     finally:
         undo_all(cell.lm)
+    mine = {fact.asked.text for fact in asked}
+    rows = [row for row in every if row["fact"] in mine]
+    alarms = {} if method == "unknown" else each([row for row in every if row["fact"] not in mine])
     declined = [row | {"refused": refusals.is_refusal(row["said"], unjudged=False)} for row in rows]
     return {
         "method": method,

@@ -76,13 +76,13 @@ def two_questions(
         beside = [fact.neighbours[0] for fact in facts]
     if isinstance(beside, str) or len(beside) != len(facts) or not all(isinstance(q, Question) for q in beside):
         raise ValueError(f"beside must have a facts.Question for each of {len(facts)} facts")
-    rows = []
-    for fact, other in zip(facts, beside, strict=True):
-        both = (fact.asked.text, other.text)
-        asked = [TWO_QUESTIONS.format(first=a, second=b) for a, b in (both, both[::-1])]
-        said = lm.generate(asked, max_new_tokens=max_new_tokens)
-        named = statistics.fmean(other.answered_by(text) for text in said)
-        rows.append(best("two questions", fact, asked, said) | {"neighbour": named})
+    both = [(fact.asked.text, other.text) for fact, other in zip(facts, beside, strict=True)]
+    asked = [TWO_QUESTIONS.format(first=a, second=b) for pair in both for a, b in (pair, pair[::-1])]
+    said, rows = lm.generate(asked, max_new_tokens=max_new_tokens), []
+    for i, (fact, other) in enumerate(zip(facts, beside, strict=True)):
+        here = slice(2 * i, 2 * i + 2)
+        named = statistics.fmean(other.answered_by(text) for text in said[here])
+        rows.append(best("two questions", fact, asked[here], said[here]) | {"neighbour": named})
     return rows
 
 
