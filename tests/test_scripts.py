@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+import torch
 
 from minilib import stored
 
@@ -71,3 +72,24 @@ def test_one_model_that_fails_costs_no_other_and_the_status_says_so(results, mon
     assert "gpt2-small failed" in capsys.readouterr().err
     monkeypatch.setattr(architectures, "one", lambda name: {})
     assert architectures.main() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_stream_has_the_columns_that_are_stored(monkeypatch):
+    import sequential
+
+    from minilib import covariance, load, memit
+
+    (first, *_) = stored.load("sequential")["MEMIT"]
+
+    monkeypatch.setattr(sequential, "EDITS", 2)
+    monkeypatch.setattr(sequential, "CHUNK", 1)
+    monkeypatch.setattr(sequential, "ASKED", 3)
+    monkeypatch.setitem(sequential.METHODS, "short", (memit.edit, {"steps": 2}))
+    lm = load("smollm2-135m", progress=False)
+    C = dict.fromkeys(memit.Settings.of(lm).layers, torch.eye(1536))
+    made = sequential.stream(lm, "short", 0, C, [text[:100] for text in covariance.sample_texts()[:2]])
+    assert made.keys() == first.keys() - {"run"} and [row["edits"] for row in made["rows"]] == [0, 1, 2]
+    assert all(row.keys() == first["rows"][-1].keys() for row in made["rows"])
+    assert not lm.edits, "undone at the end"
