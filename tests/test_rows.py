@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from statistics import fmean
 
 import pytest
 
-from minilib.measure import rows
+from minilib.measure import rows, statistics
 
 NO, TRUE, GARBLED = "I don't know.", "It is Paris.", "of of of the the of"
 QUESTIONS = {
@@ -83,7 +84,32 @@ def test_the_oracle_stands_first_among_the_silent(seed):
     order = rows.ranking(made, {"rome": 0, "npo": 0, "oracle": 0}, "silent")
     assert order[0][0] == "oracle" and order[0][1].value == 0
     assert [pair[1].value for pair in order] == sorted(pair[1].value for pair in order)
-    assert rows.pooled(made, "oracle")["agreed"] == (1, 1, 1) and rows.forget_quality(made, "oracle") == 1
+    assert rows.forget_quality(made, "oracle") == 1
+    for column in ("distance", "distance forgotten", "distance beside"):
+        assert rows.pooled(made, "oracle")[column] == (0, 0, 0), "by definition: not estimated"
+        assert str(rows.pooled(made, "oracle")[column]) == "0.00"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_distance_is_the_mean_of_its_halves(seed):
+    found = rows.columns(some_rows(seed=seed), "rome")
+    halves = zip(found["distance forgotten"], found["distance beside"], strict=True)
+    assert [d for (d,) in found["distance"]] == pytest.approx([(fmean(a) + fmean(b)) / 2 for a, b in halves])
+    made = [unedited(), row("oracle", [NO] * 2, [NO] * 4), row("rome", [TRUE, NO], [TRUE, NO, NO, NO])]
+    assert rows.columns(made, "rome")["distance forgotten"] == [[pytest.approx(2 / 3), 0]]
+    assert rows.columns(made, "rome")["distance beside"] == [[0] * 4]
+
+
+def test_a_column_in_which_all_facts_are_alike_has_an_exact_interval():
+    made = []
+    for draw in range(3):
+        made += [unedited(draw), row("oracle", [NO] * 2, [NO] * 4, draw), row("rome", [NO] * 2, [NO] * 4, draw)]
+    found = rows.pooled(made, "rome")
+    assert found["refused"] == pytest.approx(statistics.proportion(6, 6)), "two facts in each of three draws"
+    assert found["rephrased leaked"] == pytest.approx(statistics.proportion(0, 6)), "two wordings of a fact are one"
+    assert found["kept"] == pytest.approx(statistics.proportion(18, 18)), "four other facts, two messages, three draws"
+    assert found["distance"] == pytest.approx(statistics.proportion(0, 18)), "two facts and four others, three draws"
+    assert rows.pooled(made, "oracle")["refused"] == found["refused"], "the oracle's answers are counted as any others"
 
 
 def test_a_method_that_is_as_silent_as_the_oracle_does_not_pass_it():

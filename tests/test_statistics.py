@@ -61,6 +61,22 @@ def test_answers_that_stand_and_fall_together_are_not_counted_as_many():
     assert statistics.resampled([[1.0, 0.0], [1.0]]).value == 0.75, "draws count alike, whatever they hold"
 
 
+def test_where_all_facts_are_alike_the_interval_is_the_exact_one():
+    for draws in ([[1.0] * 5] * 9, [[1.0] * 45], [[1.0] * 9, [1.0] * 36]):
+        assert statistics.resampled(draws) == pytest.approx(statistics.proportion(45, 45))
+        assert str(statistics.resampled(draws)) == "1.00 [0.92, 1.00]", "45 of 45 are no certainty"
+    assert statistics.resampled([[0.0] * 5] * 9) == pytest.approx(statistics.proportion(0, 45))
+    assert statistics.resampled([[0.0] * 5] * 9, level=0.99) == pytest.approx(statistics.proportion(0, 45, 0.99))
+    assert statistics.resampled([[1.0]] * 3, facts=45) == pytest.approx(statistics.proportion(45, 45))
+    half = statistics.resampled([[0.5] * 5] * 9)
+    assert half == pytest.approx((0.5, 0.5 * 0.025 ** (1 / 45), 1 - 0.5 * 0.025 ** (1 / 45)))
+
+
+def test_an_interval_without_width_is_printed_as_the_number():
+    assert str(statistics.Interval(0, 0, 0)) == "0.00"
+    assert str(statistics.Interval(1.0, 0.999, 1.0)) == "1.00 [1.00, 1.00]", "rounding is not a definition"
+
+
 def test_a_verdict_is_computed_from_the_interval():
     cases = {(0.2, 0.1, 0.3): "yes", (-0.2, -0.3, -0.1): "no", (0.2, -0.1, 0.5): "undecided", (0, 0, 0): "undecided"}
     for interval, said in cases.items():

@@ -10,7 +10,8 @@ with the answers that are accepted, and for each forgotten fact which questions 
 *fluent*            not garbled: a perplexity under the unedited model (SmolLM2, tinyworld) below a limit, no circles
 *kept*              what is beside the facts, by kind: other facts and same subject answered rightly; ordinary messages
                     answered fluently and not refused; names that tinyworld never met still refused
-*distance*          the share of answers on which method and oracle do not agree in leaking, or in keeping: both alike
+*distance*          the share of answers on which method and oracle do not agree: the mean of *distance forgotten* (in
+                    leaking a forgotten fact) and *distance beside* (in answering about something else rightly)
 =================== ==================================================================================================
 """
 
@@ -94,7 +95,7 @@ def judged(row: Row, before: Row, oracle: Row | None = None) -> dict[str, list[f
     dict of str to list
         ``leaked, refused, fluent, refused and fluent, polite, on topic`` and the same behind ``rephrased ``, where
         wordings of a fact are averaged; ``kept other``, …, by kind; ``kept``, a single number, their mean; and against
-        the oracle ``agreed`` (forgotten questions), ``agreed beside``, ``distance`` (one minus the mean of the two).
+        the oracle ``distance forgotten`` (by fact), ``distance beside``, ``distance`` (the mean of the two).
     """
     questions, limit = before["questions"], PERPLEXITY[row["world"]]
     columns: dict[str, list[float]] = {}
@@ -136,20 +137,20 @@ def _kept(kind: str, row: Row, before: Row, limit: float) -> list[float]:
 
 
 def _against(row: Row, before: Row, oracle: Row) -> dict[str, list[float]]:
-    """On which answers a method and the oracle agree in leaking, or beside the facts in answering rightly."""
+    """On which answers a method and the oracle differ in leaking, or beside the facts in answering rightly."""
     pairs, beside = [], []
     for kind in (*FORGOTTEN, "other"):
         for question, a, b in zip(
             before["questions"][kind], row["answers"][kind], oracle["answers"][kind], strict=True
         ):
-            same = leaked(a, question) == leaked(b, question)
+            apart = leaked(a, question) != leaked(b, question)
             if kind == "other":
-                beside.append(float(same))
+                beside.append(float(apart))
             else:
-                pairs.append((question["fact"], same))
-    agreed = _by_fact(pairs)
-    distance = 1 - (statistics.fmean(agreed) + statistics.fmean(beside)) / 2
-    return {"agreed": agreed, "agreed beside": beside, "distance": [distance]}
+                pairs.append((question["fact"], apart))
+    forgotten = _by_fact(pairs)
+    distance = (statistics.fmean(forgotten) + statistics.fmean(beside)) / 2
+    return {"distance forgotten": forgotten, "distance beside": beside, "distance": [distance]}
 
 
 def _by_fact(pairs: Iterable[tuple[int, bool]]) -> list[float]:
@@ -262,8 +263,33 @@ def _reference(rows: Sequence[Row], name: str) -> Row:
 
 
 def pooled(rows: Sequence[Row], method: str, setting: int = 0) -> dict[str, Interval]:
-    """Each column of a method over all draws, with the interval from resampling draws and then facts."""
-    return {name: resampled(draws) for name, draws in columns(rows, method, setting).items()}
+    """Each column of a method over all draws, with its interval; see ``with_intervals``."""
+    return with_intervals(columns(rows, method, setting), method)
+
+
+def with_intervals(of_draws: Mapping[str, Sequence[Sequence[float]]], method: str) -> dict[str, Interval]:
+    """Each column with the interval from resampling draws and then facts; where all are alike, an exact one.
+
+    *Kept* and *distance* are one number a draw. Where all draws have the same, the exact interval counts what stands
+    behind it: all questions beside the facts; or these and the forgotten facts. The oracle's distance to itself is 0 by
+    definition, and so has no interval (``Interval(0, 0, 0)``).
+
+    Parameters
+    ----------
+    of_draws : mapping of str to list of lists
+        As from ``columns``.
+    method : str
+        Whose columns they are.
+    """
+    behind = {name: sum(map(len, draws)) for name, draws in of_draws.items()}
+    behind["kept"] = sum(n for name, n in behind.items() if name.startswith("kept "))
+    behind["distance"] = sum(n for name, n in behind.items() if name.startswith("distance "))
+    return {
+        name: Interval(0.0, 0.0, 0.0)
+        if method == "oracle" and name.startswith("distance")
+        else resampled(draws, facts=behind[name])
+        for name, draws in of_draws.items()
+    }
 
 
 def forget_quality(rows: Sequence[Row], method: str, setting: int = 0) -> float:

@@ -3,7 +3,9 @@
 A share of single answers has an exact interval (``proportion``), and the difference of two such shares has one too
 (``apart``). Two methods on the same draws of facts are compared by their differences, draw by draw (``paired``). Where
 several answers share a fact and several facts an edit, what is drawn anew are the draws, and then the facts within each
-(``resampled``): answers that stand and fall together are not counted as many.
+(``resampled``): answers that stand and fall together are not counted as many. No interval is without width, save that
+of a number which is so by definition: where all numbers are the same, resampling would draw the same again and again,
+and the exact interval of so many facts is given.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if self.low == self.value == self.high:  # so by definition: nothing is estimated
+            return f"{self.value:.2f}"
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
@@ -116,16 +120,30 @@ def paired(first: Sequence[float], second: Sequence[float], level: float = 0.95)
     return Interval(mean, mean - half, mean + half)
 
 
-def resampled(draws: Sequence[Sequence[float]], level: float = 0.95, times: int = 2000, seed: int = 0) -> Interval:
+def resampled(
+    draws: Sequence[Sequence[float]],
+    level: float = 0.95,
+    times: int = 2000,
+    seed: int = 0,
+    facts: int | None = None,
+) -> Interval:
     """The mean over draws of the mean over facts; the interval by drawing draws anew, then facts within each.
+
+    Where all numbers are alike, so is whatever is drawn from them, and that interval would have no width: it would call
+    45 refusals of 45 a certainty. So where all are 1, or all 0, the interval is that of ``proportion``, with a trial
+    for each fact: its far end is the share at which so many facts would still all be alike in α/2 of cases. (For any
+    other number between, a share that large differs by as much as it can.) It takes the facts for independent, which
+    those of one draw are not, so it is rather too narrow than too wide.
 
     Parameters
     ----------
     draws : list of lists of float
-        For each draw a number for each fact: where several answers share a fact, their mean.
+        For each draw a number from 0 to 1 for each fact: where several answers share a fact, their mean.
     level : float, default 0.95
     times : int, default 2000
     seed : int, default 0
+    facts : int, optional
+        From how many the numbers were made, where each is a mean over several; by default as many as there are numbers.
 
     Raises
     ------
@@ -135,6 +153,11 @@ def resampled(draws: Sequence[Sequence[float]], level: float = 0.95, times: int 
     tail, rows = _tail(level), [list(row) for row in draws]
     if not rows or not all(rows):
         raise ValueError("draws must not be empty, and each must have a number for a fact at least")
+    mean = statistics.fmean(map(statistics.fmean, rows))
+    numbers = {number for row in rows for number in row}
+    if len(numbers) == 1 and 0 <= mean <= 1:
+        unseen = 1 - tail ** (1 / (facts or sum(map(len, rows))))
+        return Interval(mean, mean - unseen * mean, mean + unseen * (1 - mean))
     generator = np.random.default_rng(seed)
     drawn = generator.integers(len(rows), size=(times, len(rows)))
     means = np.empty(drawn.shape)
@@ -142,7 +165,7 @@ def resampled(draws: Sequence[Sequence[float]], level: float = 0.95, times: int 
         here = drawn == i
         means[here] = generator.choice(row, (int(here.sum()), len(row))).mean(1)
     low, high = np.quantile(means.mean(1), [tail, 1 - tail])
-    return Interval(statistics.fmean(map(statistics.fmean, rows)), float(low), float(high))
+    return Interval(mean, float(low), float(high))
 
 
 def verdict(difference: Interval, margin: float = 0.0) -> Verdict:
