@@ -21,10 +21,9 @@ DRAWS = {"exact": 10, "pretrained": 8, "finetuned": 6, "subject": 3}
 one question about each of four subjects, of which the model answers at least five."""
 TUNING = -1  # the number of the tuning draw
 TUNED_ON = {"subject": "pretrained"}  # its settings are those of pretrained knowledge
-MEASURED_FOR = {"subject": ("polite",)}  # what an edit does beside its fact is asked of the refusals that one would use
 BUDGET = {"exact": 8, "pretrained": 4, "finetuned": 4}
 TOKENS = 60  # of an answer, at most
-STEPS = {"exact": 120, "smollm2": 40}  # of training, at most; most end at the forget level
+STEPS = {"exact": 120, "smollm2": 40}  # of training, at most
 
 EDITORS = ("rome", "memit", "alphaedit", "grace", "wise")
 SELF_WRITTEN = ("rome, self-written", "alphaedit, self-written")
@@ -33,6 +32,12 @@ TRAINED = tuple(name for name, method in METHODS.items() if method.kind == "trai
 ON_SMOLLM2 = ("gradient_difference", "npo", "refusal_tuning", "rmu", "lunar")  # a trial of these takes minutes
 AROUND = ("filter", "system prompt")
 REFERENCES = ("unedited", "oracle")
+
+
+def purposes(world: str, method: str) -> tuple[str, ...]:
+    """For which a method is measured. What it does to the same subject is asked of the refusals that one would use, and
+    of the editors' silence, which chapter 11 found to cost the subject on few questions."""
+    return PURPOSES if world != "subject" or method in EDITORS else ("polite",)
 
 
 def methods(world: str) -> list[str]:
@@ -185,7 +190,7 @@ def measured(world: str, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
     picked = {}
     for method in methods(world):
         if sum(row["method"] == method for row in tried) == len(settings(on, method)):
-            numbers = [choose(tried, method, purpose) for purpose in MEASURED_FOR.get(world, PURPOSES)]
+            numbers = [choose(tried, method, purpose) for purpose in purposes(world, method)]
             picked[method] = [number for number in dict.fromkeys(numbers) if number is not None]
     jobs = []
     for draw in range(DRAWS[world]):

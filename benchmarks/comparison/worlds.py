@@ -1,7 +1,7 @@
 """What a cell works on: a model, the facts to forget and to keep, and all questions that are asked afterwards.
 
 Four worlds, each with draws that share no fact with one another or with the tuning draw. Which facts of the real world
-a draw has stands in ``facts.json`` (``choose_facts.py``), which subjects in ``subjects.json`` (``choose_subjects.py``).
+a draw has stands in ``facts.json``, which subjects in ``subjects.json``; ``choose.py`` made both.
 """
 
 from __future__ import annotations
