@@ -38,7 +38,7 @@ FACTS = {"exact": 20, "pretrained": 5, "finetuned": 15}
 SEEDS = {"exact": range(DRAWS["exact"]), "pretrained": range(DRAWS["pretrained"]), "finetuned": range(1)}
 METHODS = {
     "exact": ("unedited", "oracle", *EDITORS, "memit, with history", *TRAINED),
-    "pretrained": ("unedited", "unknown", *EDITORS),
+    "pretrained": ("unedited", "unknown", *EDITORS, "grace, polite", "wise, polite"),  # with the settings for refusals
     "finetuned": ("unedited", "oracle", *trials.EDITORS, *trials.GRADIENT),
 }
 RATE = {"exact": 3e-4, "finetuned": 1e-5}  # of relearning
@@ -189,7 +189,7 @@ def pretrained(
     """Both are asked of the model, what was forgotten and what it never knew; of the unedited one, the latter alone."""
     began, asked = time.perf_counter(), never if method == "unknown" else cell.forget
     if method != "unknown":
-        cells.apply(Job("pretrained", seed, method, settings[method]), cell)
+        cells.apply(Job("pretrained", seed, method.removesuffix(", polite"), settings[method]), cell)
     try:
         every = detours(cell.lm, asked if method == "unknown" else [*asked, *never])
     finally:
@@ -212,11 +212,14 @@ def pretrained(
     }
 
 
-def silent(world: str) -> dict[str, int]:
-    """For each method the number of the setting that the comparison chose for silence."""
-    measured = stored_rows.load(world)
-    chosen = {m: stored_rows.choose(measured, m, "silent") for m in METHODS[world][2:]}
-    return {"unedited": 0, "oracle": 0} | {method: number for method, number in chosen.items() if number is not None}
+def chosen(world: str) -> dict[str, int]:
+    """For each method the number of the setting that the comparison chose for silence, or for refusals."""
+    measured, found = stored_rows.load(world), {"unedited": 0, "oracle": 0}
+    for method in METHODS[world][2:]:
+        base, polite, _ = method.partition(", polite")
+        number = stored_rows.choose(measured, base, "polite" if polite else "silent")
+        found |= {} if number is None else {method: number}
+    return found
 
 
 def main() -> None:
@@ -224,7 +227,7 @@ def main() -> None:
     torch.set_num_threads(1)
     world, *methods = sys.argv[1:] or ["exact"]
     rows = Rows("is_it_gone", began, {"facts": FACTS, "steps": list(STEPS), "lr": RATE})
-    settings = silent(world) if world != "finetuned" else {}
+    settings = chosen(world) if world != "finetuned" else {}
     never: list[facts.Fact] = []
     for seed in SEEDS[world]:
         wanted = [m for m in methods or METHODS[world] if m in settings or world == "finetuned" or m == "unknown"]
