@@ -190,7 +190,8 @@ def main() -> int:
     if given.pack:
         return pack(given.pack)
     began = time.perf_counter()
-    rows = Rows("architectures", began, {"facts": FACTS, "reach": list(REACH), "methods": list(METHODS)})
+    about = {"facts": FACTS, "reach": list(REACH)} | ({} if given.again else {"methods": list(METHODS)})
+    rows = Rows("architectures", began, about)
     done = {row["run"]: row for row in rows.found.get("models", [])}
     left = [name for name in given.models or MODELS if (name in done) == bool(given.again)]
     failed = False
