@@ -36,14 +36,21 @@ def known(method, score):
     return "".join(mark for mark, knew in both if knew == "1")
 
 
-def exact(text):
-    return statistics.proportion(text.count("1"), len(text))
+def of(world, method):
+    return [r for r in stored.load("is_it_gone")[world] if r["method"] == method]
 
 
 def attacked(world, method, attack):
     """The marks of an attack over all draws."""
-    rows = [r for r in stored.load("is_it_gone")[world] if r["method"] == method]
-    return "".join(r["each"].get(attack, "") for r in rows)
+    return "".join(r["each"].get(attack, "") for r in of(world, method))
+
+
+ASKED = ("none", "rephrasing", "sampling")
+
+
+def beyond(method, attack):
+    """What it recovers beyond the oracles, with its interval."""
+    return verdicts.beyond(stored.load("is_it_gone")["exact"], method)[attack]
 
 
 def trained_back(method, steps):
@@ -88,12 +95,14 @@ CLAIMS = {
         ),
     ],
     "however one asks": lambda: [
-        *(
-            f"{marks(attacked('exact', method, attack))} {said}"
-            for method, said in (("refusal_tuning", "are revealed in each"), ("oracle", "by a model that never knew"))
-            for attack in ("none", "rephrasing", "sampling")
+        "{} are revealed in the trained wording, {} in another one, and {} in one of the ten samples".format(
+            *(marks(attacked("exact", "refusal_tuning", attack)) for attack in ASKED)
         ),
-        f"The true share may still be {statistics.proportion(0, 60).high:.2f}",
+        "by models that never knew {}, {} and {}".format(*(marks(attacked("exact", "oracle", a)) for a in ASKED)),
+        f"that ends at {max(beyond('refusal_tuning', attack).high for attack in ASKED):.2f} or lower",
+        "revealed at most {} of 200".format(
+            max(attacked("exact", "refusal_tuning", attack).count("1") for attack in ASKED)
+        ),
         f"reveals {marks(attacked('finetuned', 'refusal_tuning', 'none'))} answers",
         f"but {marks(attacked('finetuned', 'refusal_tuning', 'rephrasing'))} when the question is rephrased",
         "A model that never knew gives {} and {} of 15".format(
@@ -102,26 +111,30 @@ CLAIMS = {
     ],
     "given again": lambda: [
         f"after ten steps {trained_back('npo', 10)} answers come back",
-        f"a model that never knew gives {trained_back('oracle', 10)}",
+        f"models that never knew give {trained_back('oracle', 10)}",
         f"after twenty steps {trained_back('npo', 20)} ({trained_back('oracle', 20)})",
-        f"Rounding: {marks(attacked('exact', 'npo', '8 bits'))}, both times",
-        f"Rounding: {marks(attacked('exact', 'npo', '4 bits'))}, both times",
+        f"Rounding: {marks(attacked('exact', 'npo', '8 bits'))} with 8 bits and "
+        f"{marks(attacked('exact', 'npo', '4 bits'))} with 4 ({marks(attacked('exact', 'npo', 'none'))} without",
+        f"The lens succeeds: {beyond('npo', 'lens')}",
+        f"twenty steps is undecided: {beyond('npo', 'relearning')}",
         f"for {marks(attacked('exact', 'npo', 'lens'))} facts",
-        f"for {marks(attacked('exact', 'oracle', 'lens'))} in a model that never knew",
+        f"for {marks(attacked('exact', 'oracle', 'lens'))} in models that never knew",
         f"brought back {trained_back('npo', 10)}",
         f"we found the answer for {marks(attacked('exact', 'npo', 'lens'))} facts",
         f"models that never knew gave {attacked('exact', 'oracle', 'lens').count('1')}",
     ],
     "as if it had never known": lambda: [
-        f"given to {marks(attacked('exact', 'oracle', 'rephrasing'))} questions",
+        f"given to {marks(attacked('exact', 'oracle', 'none'))} questions as asked",
+        f"and to {marks(attacked('exact', 'oracle', 'rephrasing'))} in some other wording",
         f'"finds" {marks(attacked("exact", "oracle", "lens"))}, and relearning {trained_back("oracle", 20)}',
         f"one of two answers in {marks(attacked('finetuned', 'oracle', 'multiple choice'))} cases",
     ],
     "a dangerous capability": lambda: [
         f"RMU's models revealed {marks(attacked('exact', 'rmu', 'relearning'))} answers after relearning",
-        f"({trained_back('rmu', 0)} before it; a model that never knew gave {trained_back('oracle', 20)})",
+        f"({trained_back('rmu', 0)} before it; models that never knew gave {trained_back('oracle', 20)})",
         f"{marks(attacked('exact', 'rmu', 'reversal'))} after one singular direction was dropped",
-        f"({marks(attacked('exact', 'rmu', 'none'))} before; none of 60)",
+        f"({marks(attacked('exact', 'rmu', 'none'))} before; models that never knew gave "
+        f"{marks(''.join(r['alarms']['reversal'] for r in of('exact', 'rmu')))})",
     ],
     "singular values": lambda: [
         f"was {ratio('ROME')[0]}; before the edit it was {ratio('unedited')[0]}",
@@ -136,11 +149,6 @@ CLAIMS = {
 }
 
 
-def test_the_model_that_never_knew_shows_none_when_its_first_direction_is_dropped():
-    found = [r["alarms"]["reversal"] for r in stored.load("is_it_gone")["exact"] if r["method"] == "rmu"]
-    assert marks("".join(found)) == "0 of 60", "the page says: none of 60"
-
-
 @pytest.mark.parametrize("claim", CLAIMS)
 def test_the_numbers_on_the_page_are_those_that_are_stored(claim):
     missing = [words for words in CLAIMS[claim]() if words not in TEXT]
@@ -148,16 +156,6 @@ def test_the_numbers_on_the_page_are_those_that_are_stored(claim):
 
 
 def test_the_verdict_follows_from_the_rules():
-    def share(method, steps):
-        back, of = map(int, trained_back(method, steps).split(" of "))
-        return back / of
-
-    assert share("npo", 10) > share("oracle", 10) + verdicts.MARGIN, "ten steps succeed"
-    assert share("npo", 20) <= share("oracle", 20) + verdicts.MARGIN, "twenty do not"
-    assert "Training for ten steps passes the margin too" in TEXT
-    lens, never = (exact(attacked("exact", method, "lens")) for method in ("npo", "oracle"))
-    assert never.high < lens.low
-    for interval in (lens, never):
-        assert f"{interval.low:.2f} to {interval.high:.2f}" in TEXT
-    ten = [statistics.proportion(*map(int, trained_back(m, 10).split(" of "))) for m in ("npo", "oracle")]
-    assert ten[0].low < ten[1].high, "the two intervals overlap"
+    assert statistics.verdict(beyond("npo", "lens"), verdicts.MARGIN) == "yes"
+    assert statistics.verdict(beyond("npo", "relearning"), verdicts.MARGIN) == "undecided"
+    assert verdicts.verdicts(stored.load("is_it_gone")["exact"])["npo"] == "masked"
