@@ -1,5 +1,6 @@
 """The page on claims: each of its numbers is one that was measured."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -159,3 +160,12 @@ def test_the_verdict_follows_from_the_rules():
     assert statistics.verdict(beyond("npo", "lens"), verdicts.MARGIN) == "yes"
     assert statistics.verdict(beyond("npo", "relearning"), verdicts.MARGIN) == "undecided"
     assert verdicts.verdicts(stored.load("is_it_gone")["exact"])["npo"] == "masked"
+
+
+def test_the_answer_of_the_comparison_stays_short_enough_to_be_read():
+    path = ROOT / "notebooks" / "11_the_comparison.ipynb"
+    texts = ["".join(cell["source"]) for cell in json.loads(path.read_text("utf8"))["cells"]]
+    (box,) = re.findall(r"```{admonition} (Are editors strong baselines.*?)```\n", "\n".join(texts), re.S)
+    values = same_values.glued(path)
+    shown = re.sub(r"{glue:text}`(\w+)`", lambda found: values[found[1]], box.replace(":class: important", ""))
+    assert len(shown.split()) <= 150

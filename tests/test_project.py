@@ -28,7 +28,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # A module imports only from floors below its own.
 FLOORS = {
     1: "requests hooks architectures storage downloads tokens answers refusals ties losses saving stored display "
-    "figures drawings widgets verdicts statistics",
+    "figures drawings widgets statistics verdicts",
     2: "model",
     3: "loading forward guards covariance editor edits facts readers texts tinyworld authors footprint settings "
     "training loop prompting filtering recipes directions",
