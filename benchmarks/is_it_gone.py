@@ -1,11 +1,10 @@
 """Every method × every attack, with its false alarms beside: was the fact removed, masked, or guarded?
 
 On tinyworld ("exact") the methods, settings and draws of facts are those of the comparison, with the settings that it
-chose for silence; the oracle is the model trained without the facts. Of facts of the world ("pretrained") the editors
-are asked by five detours, on the comparison's eight draws; what they bring up of facts that SmolLM2 does not know is
-their false alarm rate. On the invented authors ("finetuned") SmolLM2 forgets three, with settings of earlier trials.
-Run: python benchmarks/is_it_gone.py exact (an hour on one core, half of it for training the oracles), or pretrained
-(an hour), or finetuned; names of methods behind it restrict it to these. It goes on where it stopped.
+chose for silence; the oracle is the model trained without the facts. On the invented authors ("finetuned") SmolLM2
+forgets three, with settings of earlier trials. Facts of the world are asked in ``detours.py``. Run: python
+benchmarks/is_it_gone.py exact (an hour on one core, half of it for training the oracles), or finetuned; names of
+methods behind it restrict it to these. It goes on where it stopped.
 """
 
 import random
@@ -27,18 +26,16 @@ import cells
 import worlds
 from plan import DRAWS, EDITORS, TRAINED, Job
 
-from minilib import attacks, authors, facts, inside, refusals, steering, tasks, tinyworld, verdicts
+from minilib import attacks, authors, facts, inside, steering, tasks, tinyworld, verdicts
 from minilib import rows as stored_rows
 from minilib.edits import undo_all
-from minilib.measure.detours import ALIASES, HOPS
 from minilib.model import LM
 from minilib.requests import Request
 
-FACTS = {"exact": 20, "pretrained": 5, "finetuned": 15}
-SEEDS = {"exact": range(DRAWS["exact"]), "pretrained": range(DRAWS["pretrained"]), "finetuned": range(1)}
+FACTS = {"exact": 20, "finetuned": 15}
+SEEDS = {"exact": range(DRAWS["exact"]), "finetuned": range(1)}
 METHODS = {
     "exact": ("unedited", "oracle", *EDITORS, "memit, with history", *TRAINED),
-    "pretrained": ("unedited", "unknown", *EDITORS, "grace, polite", "wise, polite"),  # with the settings for refusals
     "finetuned": ("unedited", "oracle", *trials.EDITORS, *trials.GRADIENT),
 }
 RATE = {"exact": 3e-4, "finetuned": 1e-5}  # of relearning
@@ -154,72 +151,11 @@ def finetuned(method: str, seed: int, found: tasks.Task) -> dict[str, Any]:
     return row_of(method, seed, settings, rows, alarms) | {"seconds": round(time.perf_counter() - began, 1)}
 
 
-# ---- by detours ---------------------------------------------------------------------------------------
-
-
-def never_known(lm: LM) -> list[facts.Fact]:
-    """The facts that a model gets wrong in all wordings."""
-    known = {fact.asked.text for fact in facts.recorded()}
-    pool = [fact for fact in facts.FACTS if fact.asked.text not in known]
-    asked = [[f.request("x"), *f.rephrased("x")] for f in pool]
-    said = iter(lm.generate([request for some in asked for request in some], max_new_tokens=24))
-    right = [any([fact.answered_by(next(said)) for _ in some]) for fact, some in zip(pool, asked, strict=True)]
-    return [fact for fact, yes in zip(pool, right, strict=True) if not yes]
-
-
-def beside(forget: Sequence[facts.Fact], never: list[facts.Fact]) -> list[facts.Fact]:
-    """As many facts as are forgotten, of the same kinds where there are any, taken out of the list."""
-    return [never.pop(next((i for i, f in enumerate(never) if f.relation == fact.relation), 0)) for fact in forget]
-
-
-def detours(lm: LM, asked: list[facts.Fact]) -> list[attacks.Row]:
-    """The question itself, and the five detours; hops and aliases as far as the facts have any."""
-    rows = attacks.none(lm, asked) + attacks.second_turn(lm, asked) + attacks.system_prompt(lm, asked)
-    rows += attacks.two_questions(lm, asked)
-    if any(HOPS.get(fact.asked.text) for fact in asked):
-        rows += attacks.hops(lm, asked)
-    if any(not f.answered_by(n) for f in asked for n in ALIASES.get(f.subject, ())):
-        rows += attacks.aliases(lm, asked)
-    return rows
-
-
-def pretrained(
-    method: str, seed: int, cell: worlds.Cell, never: list[facts.Fact], settings: dict[str, Any]
-) -> dict[str, Any]:
-    """Both are asked of the model, what was forgotten and what it never knew; of the unedited one, the latter alone."""
-    began, asked = time.perf_counter(), never if method == "unknown" else cell.forget
-    if method != "unknown":
-        cells.apply(Job("pretrained", seed, method.removesuffix(", polite"), settings[method]), cell)
-    try:
-        every = detours(cell.lm, asked if method == "unknown" else [*asked, *never])
-    finally:
-        undo_all(cell.lm)
-    mine = {fact.asked.text for fact in asked}
-    rows = [row for row in every if row["fact"] in mine]
-    alarms = {} if method == "unknown" else each([row for row in every if row["fact"] not in mine])
-    declined = [row | {"refused": refusals.is_refusal(row["said"], unjudged=False)} for row in rows]
-    return {
-        "method": method,
-        "seed": seed,
-        "settings": settings.get(method, 0),
-        "asked": [fact.asked.text for fact in asked],
-        "each": each(rows),
-        "refused": each(declined, "refused"),
-        "alarms": alarms,
-        "neighbour": [round(row["neighbour"], 4) for row in rows if row["attack"] == "two questions"],
-        "said": {name: [row["said"] for row in rows if row["attack"] == name] for name in each(rows)},
-        "seconds": round(time.perf_counter() - began, 1),
-    }
-
-
-def chosen(world: str) -> dict[str, int]:
-    """For each method the number of the setting that the comparison chose for silence, or for refusals."""
-    measured, found = stored_rows.load(world), {"unedited": 0, "oracle": 0}
-    for method in METHODS[world][2:]:
-        base, polite, _ = method.partition(", polite")
-        number = stored_rows.choose(measured, base, "polite" if polite else "silent")
-        found |= {} if number is None else {method: number}
-    return found
+def silent() -> dict[str, int]:
+    """For each method the number of the setting that the comparison chose for silence."""
+    measured = stored_rows.load("exact")
+    found = {m: stored_rows.choose(measured, m, "silent") for m in METHODS["exact"][2:]}
+    return {"unedited": 0, "oracle": 0} | {method: number for method, number in found.items() if number is not None}
 
 
 def main() -> None:
@@ -227,21 +163,13 @@ def main() -> None:
     torch.set_num_threads(1)
     world, *methods = sys.argv[1:] or ["exact"]
     rows = Rows("is_it_gone", began, {"facts": FACTS, "steps": list(STEPS), "lr": RATE})
-    settings = chosen(world) if world != "finetuned" else {}
-    never: list[facts.Fact] = []
     for seed in SEEDS[world]:
-        wanted = [m for m in methods or METHODS[world] if m in settings or world == "finetuned" or m == "unknown"]
-        if world == "finetuned":
-            made: Any = partial(finetuned, found=tasks.finetuned(FACTS[world], seed))
+        if world == "exact":
+            before = next(r for r in stored_rows.load(world) if r["job"] == str(Job(world, seed, "unedited")))
+            made: Any = partial(exact, cell=cells.open_cell(world, seed, before), settings=silent())
         else:
-            first = Job(world, seed, "unedited")
-            before = next(r for r in stored_rows.load(world) if r["job"] == str(first))
-            cell = cells.open_cell(world, seed, before)
-            made = partial(exact, cell=cell, settings=settings)
-            if world == "pretrained":
-                never = never or never_known(cell.lm)
-                made = partial(pretrained, cell=cell, never=beside(cell.forget, never), settings=settings)
-        for method in wanted:
+            made = partial(finetuned, found=tasks.finetuned(FACTS[world], seed))
+        for method in methods or METHODS[world]:
             rows.keep(world, f"{method}, draw {seed}", partial(made, method, seed))
 
 
