@@ -77,9 +77,9 @@ def settings(model: LM, method: str, C: covariance.SecondMoments) -> Iterator[di
         for layer in layers:
             preset = dict(WINDOW[method].Settings.PRESETS[PLAIN])
             preset.pop("nullspace_threshold", None)  # in the units of one model's keys; the trial's energy has none
-            if method == "alphaedit":
-                preset["l2"] = round(RIDGE * C[layer].trace().item(), 4)
-            yield preset | chosen | {"layers": [layer]}
+            # l2 has the units of squared keys: of this layer's.
+            l2 = {"l2": round(RIDGE * C[layer].trace().item(), 4)} if method == "alphaedit" else {}
+            yield preset | chosen | l2 | {"layers": [layer]}
     elif method == "grace":
         asked = [tasks.as_question(f, random.Random(0)).asked.text for f in tinyworld.facts()[::25]]
         for layer in layers:
