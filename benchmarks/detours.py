@@ -1,9 +1,9 @@
 """Five detours to what an editor has silenced: a second turn, another system prompt, two questions, an alias, two hops.
 
 The facts of the world and the draws are those of the comparison, with the settings that it chose for silence, and of
-the guards for refusals too ("grace, polite"). False alarms are what a detour brings up of as many facts that SmolLM2
-got wrong in all wordings, asked of the same edited model; "unknown" are they of the unedited one. Run: python
-benchmarks/detours.py (an hour and a half on one core); names of methods restrict it to these. It goes on where it
+GRACE for refusals too ("grace, polite"), where its balls are small. False alarms are what a detour brings up of as many
+facts that SmolLM2 got wrong in all wordings, asked of the same edited model; "unknown" are they of the unedited one.
+Run: python benchmarks/detours.py (an hour on one core); names of methods restrict it to these. It goes on where it
 stopped.
 """
 
@@ -24,7 +24,7 @@ from minilib.edits import undo_all
 from minilib.measure.detours import ALIASES, HOPS
 from minilib.model import LM
 
-METHODS = ("unedited", "unknown", *EDITORS, "grace, polite", "wise, polite")
+METHODS = ("unedited", "unknown", *EDITORS, "grace, polite")
 
 
 def never_known(lm: LM) -> list[facts.Fact]:
