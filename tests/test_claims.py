@@ -101,7 +101,7 @@ CLAIMS = {
         ),
         "by models that never knew {}, {} and {}".format(*(marks(attacked("exact", "oracle", a)) for a in ASKED)),
         f"that ends at {max(beyond('refusal_tuning', attack).high for attack in ASKED):.2f} or lower",
-        "revealed at most {} of 200".format(
+        "at most {} of the 200".format(
             max(attacked("exact", "refusal_tuning", attack).count("1") for attack in ASKED)
         ),
         f"reveals {marks(attacked('finetuned', 'refusal_tuning', 'none'))} answers",
