@@ -101,9 +101,7 @@ CLAIMS = {
         ),
         "by models that never knew {}, {} and {}".format(*(marks(attacked("exact", "oracle", a)) for a in ASKED)),
         f"that ends at {max(beyond('refusal_tuning', attack).high for attack in ASKED):.2f} or lower",
-        "at most {} of the 200".format(
-            max(attacked("exact", "refusal_tuning", attack).count("1") for attack in ASKED)
-        ),
+        "at most {} of the 200".format(max(attacked("exact", "refusal_tuning", attack).count("1") for attack in ASKED)),
         f"reveals {marks(attacked('finetuned', 'refusal_tuning', 'none'))} answers",
         f"but {marks(attacked('finetuned', 'refusal_tuning', 'rephrasing'))} when the question is rephrased",
         "A model that never knew gives {} and {} of 15".format(
