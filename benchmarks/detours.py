@@ -56,7 +56,7 @@ def detours(lm: LM, asked: list[facts.Fact]) -> list[attacks.Row]:
 def measure(
     method: str, seed: int, cell: worlds.Cell, never: list[facts.Fact], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    """Both are asked of the model, what was forgotten and what it never knew; of the unedited one, the latter alone."""
+    """Both are asked of the model, what was forgotten and what it never knew; for "unknown" the latter alone."""
     began, asked = time.perf_counter(), never if method == "unknown" else cell.forget
     if method != "unknown":
         cells.apply(Job("pretrained", seed, method.removesuffix(", polite"), settings[method]), cell)
@@ -82,25 +82,20 @@ def measure(
     }
 
 
-def chosen() -> dict[str, int]:
+def chosen() -> dict[str, int | None]:
     """For each method the number of its setting: that for silence, or for refusals."""
-    measured, found = stored_rows.load("pretrained"), {"unedited": 0}
-    for method in METHODS[2:]:
-        base, polite, _ = method.partition(", polite")
-        number = stored_rows.choose(measured, base, "polite" if polite else "silent")
-        assert number is not None, "an editor has a setting that it does not refuse"
-        found[method] = number
-    return found
+    found = stored_rows.chosen(stored_rows.load("pretrained"), EDITORS)
+    return {"unedited": 0} | found["silent"] | {"grace, polite": found["polite"]["grace"]}
 
 
 def main() -> None:
     began = time.perf_counter()
     torch.set_num_threads(1)
     rows = Rows("detours", began, {"draws": DRAWS["pretrained"]})
+    first = {r["draw"]: r for r in stored_rows.load("pretrained") if r["method"] == "unedited"}
     settings, never = chosen(), []
     for seed in range(DRAWS["pretrained"]):
-        before = next(r for r in stored_rows.load("pretrained") if r["job"] == str(Job("pretrained", seed, "unedited")))
-        cell = cells.open_cell("pretrained", seed, before)
+        cell = cells.open_cell("pretrained", seed, first[seed])
         never = never or never_known(cell.lm)
         mine = beside(cell.forget, never)
         for method in sys.argv[1:] or METHODS:

@@ -153,8 +153,7 @@ def finetuned(method: str, seed: int, found: tasks.Task) -> dict[str, Any]:
 
 def silent() -> dict[str, int]:
     """For each method the number of the setting that the comparison chose for silence."""
-    measured = stored_rows.load("exact")
-    found = {m: stored_rows.choose(measured, m, "silent") for m in METHODS["exact"][2:]}
+    found = stored_rows.chosen(stored_rows.load("exact"), METHODS["exact"][2:])["silent"]
     return {"unedited": 0, "oracle": 0} | {method: number for method, number in found.items() if number is not None}
 
 
@@ -163,10 +162,11 @@ def main() -> None:
     torch.set_num_threads(1)
     world, *methods = sys.argv[1:] or ["exact"]
     rows = Rows("is_it_gone", began, {"facts": FACTS, "steps": list(STEPS), "lr": RATE})
+    first = {r["draw"]: r for r in stored_rows.load("exact") if r["method"] == "unedited"}
+    settings = silent()
     for seed in SEEDS[world]:
         if world == "exact":
-            before = next(r for r in stored_rows.load(world) if r["job"] == str(Job(world, seed, "unedited")))
-            made: Any = partial(exact, cell=cells.open_cell(world, seed, before), settings=silent())
+            made: Any = partial(exact, cell=cells.open_cell(world, seed, first[seed]), settings=settings)
         else:
             made = partial(finetuned, found=tasks.finetuned(FACTS[world], seed))
         for method in methods or METHODS[world]:
