@@ -582,6 +582,12 @@ def test_from_few_facts_there_is_no_verdict():
     assert verdicts.verdicts(mixed) == {"a": "removed"}, "an attack on six facts does not count"
 
 
+def test_a_verdict_needs_the_oracle():
+    rows = of("oracle", [{"rephrasing": "0" * 30}] * 2) + of("a", [{"lens": "1" * 30}] * 2)
+    with pytest.raises(ValueError, match=r"false alarms for each attack on 'a': \['lens'\] have none"):
+        verdicts.verdicts(rows)
+
+
 def test_a_verdict_needs_an_attack():
     with pytest.raises(ValueError, match="beyond is empty"):
         verdicts.verdict({})

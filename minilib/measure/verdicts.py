@@ -55,22 +55,30 @@ def verdict(beyond: Mapping[str, Interval], margin: float = MARGIN) -> str:
     return "removed" if set(succeeds.values()) == {"no"} else "undecided"
 
 
-def verdicts(measured: Sequence[Mapping[str, Any]], alarm: str = "oracle") -> dict[str, str]:
+def verdicts(measured: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The verdict of each method, by all attacks that were run on ``ENOUGH`` facts; rows as in ``beyond``.
 
     Where no attack was, there is none: "".
+
+    Raises
+    ------
+    ValueError
+        When there is no row of the "oracle", or an attack has no false alarms.
     """
     found = {}
     for method in dict.fromkeys(row["method"] for row in measured):
-        if method not in ("unedited", alarm):
+        if method not in ("unedited", "oracle"):
             counts = {name: len(hits) for name, hits in _pooled(measured, method).items()}
-            enough = {name: x for name, x in beyond(measured, method, alarm).items() if counts[name] >= ENOUGH}
+            apart = beyond(measured, method)
+            if missing := sorted(counts.keys() - apart.keys()):
+                raise ValueError(f"measured must have false alarms for each attack on {method!r}: {missing} have none")
+            enough = {name: x for name, x in apart.items() if counts[name] >= ENOUGH}
             found[method] = verdict(enough) if enough else ""
     return found
 
 
 def beyond(measured: Sequence[Mapping[str, Any]], method: str, alarm: str = "oracle") -> dict[str, Interval]:
-    """For each attack what it recovers from a method beyond its false alarms.
+    """For each attack what it recovers from a method beyond its false alarms, where these are known.
 
     Over several draws this is the mean difference with its t-interval. Where all draws differ by the same, so that it
     has no width, and where there is one draw, it is the difference of two shares, each fact counted for itself.
@@ -113,11 +121,11 @@ def _difference(draws: Sequence[tuple[str, str]]) -> Interval:
     return statistics.apart(first.count("1"), len(first), second.count("1"), len(second))
 
 
-def false_alarms(measured: Sequence[Mapping[str, Any]], alarm: str = "oracle") -> dict[str, float]:
-    """For each attack what it recovered from the model that never knew, over all draws; rows as in ``beyond``."""
-    alarms = recovered(measured, alarm)
+def false_alarms(measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """For each attack what it recovered from the oracle, over all draws; rows as in ``beyond``."""
+    alarms = recovered(measured, "oracle")
     if not alarms:
-        raise ValueError(f"measured has no row of the method {alarm!r}, so there is no false alarm rate")
+        raise ValueError("measured has no row of the method 'oracle', so there is no false alarm rate")
     alarms["unguarded"] = alarms["none"]
     for name in {name for row in measured for name in row["alarms"]}:
         alarms[name] = fmean(int(x) for row in measured for x in row["alarms"].get(name, ""))
